@@ -1,0 +1,102 @@
+"""Timings that can be compared: the rivals take turns, so that a busy machine slows all of them; medians, and ratios within each turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def compare(
+    rivals: Mapping[str, Callable[..., Any]],
+    repeats: int,
+    setup: Callable[[], Any] | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """Time each rival ``repeats`` times, in turns, after one turn that does not count.
+
+    Args:
+        rivals: Name -> what is timed; the first one is what the others are compared with.
+        repeats: Turns that count.
+        setup: Called before each call, untimed; its result is the rival's argument.
+        settle: Called within the time, at its end (``torch.cuda.synchronize`` on a GPU).
+
+    Returns:
+        Name -> ``median``, ``lowest``, ``highest`` (seconds), ``ratio`` (median over turns of first / this: above 1 is faster than the
+        first), ``repeats``.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for turn in range(repeats + 1):
+        for name, rival in rivals.items():
+            arguments = () if setup is None else (setup(),)
+            start = time.perf_counter()
+            rival(*arguments)
+            settle()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    first = next(iter(seconds.values()))
+    return {
+        name: {
+            "median": statistics.median(own),
+            "lowest": min(own),
+            "highest": max(own),
+            "ratio": statistics.median(a / b for a, b in zip(first, own, strict=True)),
+            "repeats": repeats,
+        }
+        for name, own in seconds.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers hold for: processor, cores, threads, versions, load; no names of hosts."""
+    import numpy
+    import torch
+
+    found = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as lines for the screen."""
+    width = max(map(len, results))
+    lines = [f"{'':{width}}  {'median':>10}  {'lowest':>10}  {'highest':>10}  {'ratio':>7}"]
+    for name, row in results.items():
+        times = "  ".join(f"{row[key] * 1e3:7.1f} ms" for key in ("median", "lowest", "highest"))
+        lines.append(f"{name:{width}}  {times}  {row['ratio']:6.1f}x")
+    return "\n".join(lines)
+
+
+def write(name: str, values: Mapping[str, Any]) -> Path:
+    """Write ``results/<name>.json``, with the machine; the old file stays until the new one is whole."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps({"machine": machine(), **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )

@@ -1,0 +1,53 @@
+"""Layers that died: they lost all their weights, or no path of kept weights connects them with the inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.masks import Masks
+
+# These treat each unit by itself, so what follows a dead unit is dead; behind any other module all units count as alive.
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
+_UNIT_BY_UNIT = (*_ACTIVATIONS, *_POOLING, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Identity)
+
+
+def dead_layers(model: nn.Module, masks: Masks) -> list[str]:
+    """Names of the layers behind which nothing depends on the input any more.
+
+    A layer is dead when its whole weight is masked. In a chain (an ``nn.Sequential``, nested or not) it is also dead when
+    all weights that it keeps come from units without a path to the inputs; only the layer where the path breaks is named.
+    In other models paths are not followed, since a skip connection may keep them alive.
+    """
+    dead = [name.removesuffix(".weight") for name, mask in masks.items() if mask.ndim > 1 and not masks.counts[name]]
+    alive: Tensor | None = None  # which units of the layer before have a path to the inputs; None: all
+    for name, module in _chain(model) or ():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            connected = _connected(module, masks.get(f"{name}.weight"), alive)
+            if not connected.any() and name not in dead:
+                dead.append(name)
+            alive = connected if connected.any() else None
+        elif not isinstance(module, _UNIT_BY_UNIT):
+            alive = None
+    return dead
+
+
+def _connected(layer: nn.Linear | nn.Conv2d, mask: Tensor | None, alive: Tensor | None) -> Tensor:
+    """Which units of the layer have a kept weight from a unit that is alive."""
+    kept = torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+    inputs = kept.shape[1]
+    if alive is not None and not alive.all() and inputs % len(alive) == 0 and getattr(layer, "groups", 1) == 1:
+        each = inputs // len(alive)  # a flattened map has several inputs per filter
+        kept = kept[:, alive.to(kept.device).repeat_interleave(each)]
+    return kept.flatten(1).count_nonzero(1) > 0  # any() is ten times slower
+
+
+def _chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
+    """The modules of nested Sequentials in their order; None for anything else, whose forward may do what it likes."""
+    if type(module).forward is not nn.Sequential.forward:
+        return None
+    links: list[tuple[str, nn.Module]] = []
+    for name, child in module._modules.items():  # named_children() leaves out a module that comes twice
+        links.extend(_chain(child, f"{prefix}{name}.") or [(f"{prefix}{name}", child)])
+    return links

@@ -1,0 +1,175 @@
+"""What a network costs: parameters, non-zeros, multiply-accumulates, bytes.
+
+Which zeros count is the same everywhere here. With masks, an entry is gone where its mask is False, and everything
+without a mask stays: a bias that starts at 0.0 was not pruned. Without masks (None), it is gone where its value is 0.0.
+
+The effective numbers are theory: they say what a machine that skips every zero could save, not what this one does.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunelab.errors import PrunelabError, nearest
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The columns that a result row gets; counts are of one network and, where samples matter, of one sample."""
+
+    parameters: int  # all entries of all parameters
+    nonzero: int  # those that are not pruned
+    weights: int  # unpruned entries of the weights of Linear and Conv2d, without biases
+    weights_total: int  # all entries of those weights
+    macs: int  # multiply-accumulates of a dense forward pass
+    effective_macs: int  # those with an unpruned weight
+    bytes: int  # parameters and buffers as they are stored now, zeros included
+
+    @property
+    def sparsity(self) -> float:
+        """Pruned fraction of the weights."""
+        return 1 - self.weights / self.weights_total if self.weights_total else 0.0
+
+    @property
+    def compression_ratio(self) -> float:
+        """``parameters / nonzero``; infinite where nothing is left."""
+        return self.parameters / self.nonzero if self.nonzero else math.inf
+
+
+def summarise(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Tensor] | None = None) -> Cost:
+    """All of the costs at once; a few milliseconds, so it can be asked for after every round.
+
+    Args:
+        model: Any network; it is not changed and need not be in memory twice.
+        input_shape: Shape of one sample.
+        masks: Parameter name -> keep; None counts the zeros in the parameters.
+
+    Raises:
+        PrunelabError: A mask that fits no parameter, or an input that the network cannot take.
+    """
+    kept, (total, uses) = _kept(model, masks), _work(model, input_shape)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    weights = prunable_weights(model)
+    return Cost(
+        parameters=sum(sizes.values()),
+        nonzero=sum(kept.values()),
+        weights=sum(kept[name] for name in weights),
+        weights_total=sum(weights.values()),
+        macs=total,
+        effective_macs=total - sum(uses[name] * (sizes[name] - kept[name]) for name in uses),
+        bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
+    )
+
+
+def parameters(model: nn.Module, names: Collection[str] | None = None) -> int:
+    """Entries of the parameters called ``names``, weights and biases; None means all of the model."""
+    return sum(parameter.numel() for parameter in _chosen(model, names).values())
+
+
+def prunable_weights(model: nn.Module) -> dict[str, int]:
+    """Parameter name -> number of entries, of every weight of a Linear or Conv2d, in module order."""
+    layers = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return {name: parameter.numel() for name, parameter in model.named_parameters() if id(parameter) in layers}
+
+
+def nonzero(model: nn.Module, masks: Mapping[str, Tensor] | None = None, names: Collection[str] | None = None) -> int:
+    """Entries that are not pruned, of the parameters called ``names``; None means all of the model."""
+    kept = _kept(model, masks)
+    return sum(kept[name] for name in _chosen(model, names))
+
+
+def compression_ratio(
+    model: nn.Module, masks: Mapping[str, Tensor] | None = None, names: Collection[str] | None = None
+) -> float:
+    """Parameters / non-zero parameters, both over the parameters called ``names``; infinite where nothing is left."""
+    left = nonzero(model, masks, names)
+    return parameters(model, names) / left if left else math.inf
+
+
+def macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one dense forward pass of one sample; 1 MAC = 2 FLOPs.
+
+    Counted by ``torch.utils.flop_counter``: matrix products, convolutions (padding included) and attention. Biases,
+    activations, pooling and normalisation cost nothing.
+    """
+    return _work(model, input_shape)[0]
+
+
+def effective_macs(model: nn.Module, masks: Mapping[str, Tensor] | None, input_shape: tuple[int, ...]) -> int:
+    """MACs of each Linear and Conv2d x density of its weight, plus everything else as it is: what skips every zero.
+
+    A kept weight counts even where all of its inputs are dead; ``macs`` of the shrunk model does not count it.
+    """
+    return summarise(model, input_shape, masks).effective_macs
+
+
+def layer_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    """Weight name -> dense MACs of one sample in the Linear and Conv2d layers that use it, in forward order."""
+    uses, sizes = _work(model, input_shape)[1], prunable_weights(model)
+    return {name: times * sizes[name] for name, times in uses.items()}
+
+
+def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
+    known = dict(model.named_parameters())
+    for name in names or ():
+        if name not in known:
+            raise PrunelabError(f"the model has no parameter {name!r}: {nearest(name, known)}")
+    return known if names is None else {name: known[name] for name in names}
+
+
+def _kept(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
+    """Unpruned entries of each parameter."""
+    known = dict(model.named_parameters())
+    if masks is None:
+        return {name: int(torch.count_nonzero(parameter)) for name, parameter in known.items()}
+    for name, mask in masks.items():
+        if name not in known:
+            raise PrunelabError(f"mask {name!r} fits no parameter of the model: {nearest(name, known)}")
+        if mask.shape != known[name].shape:
+            shapes = f"{tuple(mask.shape)}, its parameter {tuple(known[name].shape)}"
+            raise PrunelabError(f"mask {name!r} has shape {shapes}: make it for this model")
+    return {n: int(torch.count_nonzero(masks[n])) if n in masks else known[n].numel() for n in known}
+
+
+def _work(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, Counter[str]]:
+    """MACs of one sample, and how often it uses each entry of each weight (positions of the output map).
+
+    The forward pass runs on a copy without data, so it costs no arithmetic and leaves the model as it is.
+    """
+    ghost = _without_data(model).eval()
+    names = {id(parameter): name for name, parameter in ghost.named_parameters()}
+    uses: Counter[str] = Counter()
+
+    def count(layer: nn.Linear | nn.Conv2d, _: object, output: Tensor) -> None:
+        if id(layer.weight) in names:
+            uses[names[id(layer.weight)]] += output.numel() // layer.weight.shape[0]
+
+    for layer in ghost.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.register_forward_hook(count)
+    dtype = next((p.dtype for p in ghost.parameters() if p.is_floating_point()), None)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            ghost(torch.empty(1, *input_shape, dtype=dtype, device="meta"))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise PrunelabError(f"the model takes no input of shape {tuple(input_shape)}: {reason}") from None
+    return counter.get_total_flops() // 2, uses
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """A copy whose tensors have shapes only (device meta), made without copying a number."""
+    known: dict[int, object] = {}
+    plain = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    for tensor in (*model.parameters(), *model.buffers(), *plain):
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        known[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, known)

@@ -1,0 +1,25 @@
+"""The one kind of error that a user meets: one line that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunelabError(ValueError):
+    """Bad input, a missing file or a machine that lacks something; the message is one line with the remedy in it."""
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """A clause for an error message: the known name nearest to ``wrong``, or all known names when none is near.
+
+    Args:
+        wrong: The name as it was typed.
+        known: The names that would have been understood.
+
+    Returns:
+        ``"did you mean 'mnist'?"`` or ``"known: a, b, c"``.
+    """
+    names = sorted(known)
+    matches = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
+    return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(names) or 'none'}"

@@ -1,0 +1,609 @@
+"""From settings to results: prune-recover rounds of a population, resumed where they stopped, shared among processes.
+
+>>> results = run_all([Run(seed=s) for s in range(3)])
+>>> results.rounds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from prunelab import cost, models, provenance, pruners
+from prunelab.data import Dataset, load
+from prunelab.errors import PrunelabError
+from prunelab.masks import Masks
+from prunelab.models import layer_widths
+from prunelab.pruners.during import Change, DuringTraining, Progress
+from prunelab.removals import Removals
+from prunelab.results import Checkpoint, Store
+from prunelab.settings import Run
+from prunelab.shrink import ShrinkError, live_units, spread, then, whole_index
+from prunelab.train import Epoch, Evaluation, Member, Population, device, generator
+
+log = logging.getLogger(__name__)
+
+REINIT_SEED = 20  # added to the seed for a new draw of the weights, as in DropNet's code
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished runs, as tables.
+
+    Attributes:
+        ids: the runs asked for, in order.
+        store: where they lie.
+        loaded: how many were there already.
+        trained: how many were trained now.
+        failed: id -> why, for runs that could not be finished.
+    """
+
+    ids: list[str]
+    store: Store = field(repr=False)
+    loaded: int
+    trained: int
+    failed: dict[str, str]
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """One row per run and round."""
+        return self.store.rounds(self.ids)
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per run and epoch."""
+        return self.store.epochs(self.ids)
+
+    @property
+    def last(self) -> pd.DataFrame:
+        """The last round of every run."""
+        rounds = self.rounds
+        return rounds.loc[rounds.groupby("id")["round"].idxmax()].reset_index(drop=True)
+
+    def __str__(self) -> str:
+        failed = "".join(f"; {id_} failed: {reason}" for id_, reason in self.failed.items())
+        return f"{len(self.ids)} runs: {self.loaded} loaded, {self.trained} trained{failed}"
+
+
+def run_all(
+    runs: Iterable[Run],
+    *,
+    store: Store | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Results:
+    """Load what the store has, train the rest.
+
+    Args:
+        runs: what to run; a run that is named twice is trained once.
+        store: where results lie; None: the store of the repository, or of ``PRUNELAB_RUNS``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
+        progress: whether to show a bar.
+
+    Returns:
+        The results; runs that failed are among them, with the reason.
+
+    Raises:
+        PrunelabError: a run that cannot be run, before any of them is trained.
+    """
+    runs = list({run.id: run for run in runs}.values())
+    store = store or Store()
+    where = _device(device)
+    missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
+    check(missing)
+    jobs = max(1, min(jobs or (1 if where.type == "cuda" else _cores()), len(missing)))
+    if missing:
+        _train_all(missing, store, str(where), jobs, progress)
+    failed = {run.id: store.failure(run) for run in runs if store.status(run) == "failed"}
+    return Results([run.id for run in runs], store, len(runs) - len(missing), len(missing), failed)
+
+
+_device = device  # the parameter of run_all shadows the function
+
+
+def check(runs: Iterable[Run]) -> None:
+    """Refuse runs that cannot be run, before anything trains: unknown names, layers, options, sizes that do not fit.
+
+    Raises:
+        PrunelabError: one line.
+    """
+    seen: dict[Any, Dataset] = {}
+    checked = set()
+    for run in runs:
+        pruner = pruners.build(run.prune)
+        if run.data not in seen:
+            seen[run.data] = load(run.data)
+        data = seen[run.data]
+        if (key := (run.data, run.model, run.prune)) in checked:
+            continue
+        checked.add(key)
+        model = models.build(run.model, data.shape, len(data.classes), run.seed)
+        pruners.start(model, pruner, run.prune.layers)
+        if isinstance(pruner, DuringTraining):
+            pruner.check(model)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool) -> None:
+    """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.data, run.model), []).append(run)
+    parts = [part for group in groups.values() for part in _deal(group, jobs, len(groups))]
+    with tqdm(total=len(runs), desc="runs", unit="run", disable=not progress) as bar:
+        if jobs == 1:
+            for part in parts:
+                train_population(part, store, where, bar.update)
+            return
+        from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
+
+        threads = max(1, _cores() // jobs)
+        work = (delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads) for part in parts)
+        for done in Parallel(n_jobs=jobs, return_as="generator_unordered")(work):
+            bar.update(done)
+
+
+def _deal(runs: Sequence[Run], jobs: int, groups: int) -> list[list[Run]]:
+    """Runs in as many hands as keep all processes busy; models too large to gain from a stack are dealt one by one."""
+    first = load(runs[0].data)
+    model = models.build(runs[0].model, first.shape, len(first.classes), 0)
+    if len(_stack_mates(model, runs)) == 1:
+        return [[run] for run in runs]
+    hands = max(1, min(jobs, len(runs)))
+    return [list(runs[i::hands]) for i in range(hands)]
+
+
+def _stack_mates(model: nn.Module, runs: Sequence[Run]) -> Sequence[Run]:
+    from prunelab.stack import stackable
+    from prunelab.train import ALONE
+
+    small = stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
+    return runs if small else runs[:1]
+
+
+def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    train_population([Run.fromdict(run) for run in runs], Store(root), where)
+    return len(runs)
+
+
+def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", finished: Any = None) -> None:
+    """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
+
+    Args:
+        runs: they share ``data`` and ``model``.
+        store: the run store; a run that another process is training is waited for.
+        where: a torch device.
+        finished: called with the number of runs that have just come to their end.
+    """
+    if not runs:
+        return
+    data = load(runs[0].data, device=where)
+    population = Population(data)
+    with contextlib.ExitStack() as claims:
+        active = []
+        for run in sorted(
+            runs, key=lambda r: r.id
+        ):  # one order for all processes, so that two that wait cannot wait for each other
+            claim = contextlib.ExitStack()
+            claims.push(claim)
+            writer = claim.enter_context(store.claim(run))
+            if writer.complete or writer.failed:
+                claim.close()
+                _tell(finished)
+            else:
+                one = _Active(run, writer, data, where, claim)
+                if one.over:
+                    _tell(finished)
+                else:
+                    active.append(one)
+        while active:
+            active = _one_epoch(active, population, finished)
+
+
+def _tell(finished: Any) -> None:
+    if finished is not None:
+        finished(1)
+
+
+def _one_epoch(active: list[_Active], population: Population, finished: Any) -> list[_Active]:
+    """One epoch for everybody; then each run alone decides whether its round is over."""
+    data = population.data
+    trained = population.epoch([run.member for run in active])
+    validated = population.evaluate([run.member for run in active], data.validation)
+    for run, epoch, validation in zip(active, trained, validated, strict=True):
+        run.observe(epoch, validation)
+    restored = [run for run in active if run.restore_best()]
+    for run, validation in zip(
+        restored, population.evaluate([r.member for r in restored], data.validation), strict=True
+    ):
+        run.validation = validation
+    asked = [run for run in active if run.wants_test]
+    for run, test in zip(asked, population.evaluate([r.member for r in asked], data.test), strict=True):
+        run.test = test
+    for run in active:
+        run.close_epoch(population)
+    left = [run for run in active if not run.over]
+    for _ in range(len(active) - len(left)):
+        _tell(finished)
+    return left
+
+
+class _Active:
+    """A run while it trains: its member of the population, its rounds so far, and the claim on its folder."""
+
+    def __init__(self, run: Run, writer: Any, data: Dataset, where: str, claim: contextlib.ExitStack) -> None:
+        self.run, self.writer, self.data, self.where, self.claim = run, writer, data, where, claim
+        self.pruner = pruners.build(run.prune)
+        self.during = isinstance(self.pruner, DuringTraining)
+        self.dense = models.build(run.model, data.shape, len(data.classes), run.seed)
+        self.widths = dict(layer_widths(self.dense))
+        self.shapes = {name: p.shape for name, p in self.dense.named_parameters()}
+        self.choice = generator(run.seed, "pruning")
+        self.rounds: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.losses_of_batches: list[float] = []
+        self.last: int | None = None
+        self.round = 0
+        self.requested = 0.0
+        self.state: dict[str, Tensor] = {}
+        self.index = whole_index(self.dense)
+        self.over = False
+        self.validation: Evaluation | None = None
+        self.test: Evaluation | None = None
+        dense_masks = pruners.start(self.dense, self.pruner, run.prune.layers)
+        self.weights_total = dense_masks.total
+        self.removals = Removals.start(dense_masks)
+        order = generator(run.seed, "order")
+        self.member = Member(
+            models.build(run.model, data.shape, len(data.classes), run.seed), run.train, dense_masks, order
+        )
+        if writer.checkpoint is not None:
+            self._resume(writer.checkpoint)
+        self.member.model.to(where)
+        self.member.masks = self.member.masks.to(where)
+        self.member.moments = {k: {n: t.to(where) for n, t in own.items()} for k, own in self.member.moments.items()}
+
+    # -- one epoch ----------------------------------------------------------------------------------------------------
+
+    def observe(self, epoch: Epoch, validation: Evaluation) -> None:
+        """Take in what the epoch brought, and see whether it ends the round."""
+        self.trained, self.validation, self.test = epoch, validation, None
+        self.losses.append(validation.loss)
+        self.losses_of_batches.append(validation.loss_of_batches)
+        self.member.observe(validation.loss)
+        self.acts = False
+        if self.during and not self.member.done:
+            self.acts = self.pruner.due(
+                Progress(self.losses, self.losses_of_batches, self.member.train.epochs, self.last)
+            )
+
+    @property
+    def round_ends(self) -> bool:
+        return self.acts or self.member.done
+
+    @property
+    def wants_test(self) -> bool:
+        return (
+            self.test is None and self.member.failure is None and (self.run.train.test_every_epoch or self.round_ends)
+        )
+
+    def restore_best(self) -> bool:
+        """Whether the weights were put back to those of the best epoch, so that they have to be measured again."""
+        if self.member.done and self.member.best is not None and self.member.stale:
+            self.member.restore_best()
+            return True
+        return False
+
+    def close_epoch(self, population: Population) -> None:
+        """Write the epoch down; at the end of a round prune, save, and go on or finish."""
+        if self.member.failure is not None:
+            self._fail(self.member.failure)
+            return
+        row = self._epoch_row()
+        self.epochs.append(row)
+        if not self.round_ends:
+            return
+        if self.during:
+            self._during(row)
+        else:
+            self._rounds(population)
+
+    def _epoch_row(self) -> dict[str, Any]:
+        test = self.test
+        return {
+            "round": self.round,
+            "epoch": len(self.epochs) + 1,
+            "train_loss": self.trained.loss,
+            "train_accuracy": self.trained.accuracy,
+            "validation_loss": self.validation.loss,
+            "validation_accuracy": self.validation.accuracy,
+            "test_loss": float("nan") if test is None else test.loss,
+            "test_accuracy": float("nan") if test is None else test.accuracy,
+            "seconds": self.trained.seconds,
+            "lockstep": self.trained.lockstep,
+            "weights": self.member.masks.kept,
+            "units": sum(self._units().values()),
+            "pruned": False,
+            "rate": float("nan"),
+        }
+
+    # -- the end of a round -------------------------------------------------------------------------------------------
+
+    def _during(self, row: dict[str, Any]) -> None:
+        """A method that prunes while training: it acts, or the budget is spent."""
+        if not self.acts:
+            self._write_round(0.0)
+            self._finish()
+            return
+        begin = time.perf_counter()
+        self.member.detach()
+        change = self.pruner.act(self.member.model, self.member.masks, self.member.moments, self.state, self.choice)
+        seconds = time.perf_counter() - begin
+        self.last = len(self.losses) - 1
+        if change.failure is not None:
+            self._write_round(seconds, change.failure)
+            self._fail(change.failure)
+            return
+        self._write_round(seconds, change.note)
+        row["pruned"], row["rate"] = not change.note, change.rate
+        self.state = dict(change.state)
+        self._take(change)
+        self.member.change(change.model, change.masks, change.moments)
+        self._save()
+
+    def _rounds(self, population: Population) -> None:
+        """A method of whole rounds: train, prune, recover."""
+        prune = self.run.prune
+        self._write_round(0.0)
+        while True:
+            density = 1 - self._removed_units() if prune.stop is not None else 1.0
+            if self.round >= prune.rounds or (prune.stop is not None and density <= prune.stop):
+                self._finish()
+                return
+            begin = time.perf_counter()
+            self.member.detach()
+            model, current = self.member.model, self.member.masks
+            try:
+                scores, masks = self._pruned(model, current)
+            except PrunelabError as error:
+                self._fail(str(error))
+                return
+            seconds = time.perf_counter() - begin
+            self._take(Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
+            self.member.restart(self.run.retrain or self.run.train)
+            self.member.change(self._recovered(prune.recover), masks)
+            self.losses, self.losses_of_batches, self.last = [], [], None
+            if prune.recover != "none":
+                self._save()
+                return
+            self.validation, self.test = (
+                population.evaluate([self.member], part)[0] for part in (self.data.validation, self.data.test)
+            )
+            self._write_round(seconds)
+            self._save()
+
+    def _pruned(self, model: nn.Module, current: Masks) -> tuple[Mapping[str, Tensor] | None, Masks]:
+        amount, pruner = self.run.prune.amount, self.pruner
+        if not isinstance(pruner, pruners.Ranking):
+            return None, pruner.masks(model, self._batches(), current, amount, self.choice)
+        scores = pruner.scores(model, self._batches(), current, self.choice)
+        return scores, pruner.select(model, scores, current, amount, self.choice)
+
+    def _recovered(self, how: str) -> nn.Module:
+        """The network with which the next round begins."""
+        if how == "rewind":
+            return self._fresh(self.run.seed)
+        if how == "reinit":
+            return self._fresh(self.run.seed + REINIT_SEED)
+        return self.member.model
+
+    def _fresh(self, seed: int) -> nn.Module:
+        return models.build(self.run.model, self.data.shape, len(self.data.classes), seed).to(self.where)
+
+    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """The training part in its own order, scaled, for scores that look at data."""
+        size, split = self.run.train.batch_size, self.data.train
+        for start in range(0, len(split.y), size):
+            yield self.data.scale(split.x[start : start + size]), split.y[start : start + size]
+
+    def _take(self, change: Change) -> None:
+        """Record what goes, in the coordinates of the dense network, and begin the next round."""
+        before = self._in_dense(self.member.masks, self.index)
+        scores = None if change.scores is None else self._in_dense(self._per_weight(change.scores), self.index)
+        chosen = self._in_dense(change.masks_before_removal, self.index)
+        self.round += 1
+        self.removals.add(self.round, Masks(before), Masks(chosen), scores)
+        self.index = then(self.index, change.index)
+        left = self._in_dense(change.masks, self.index)
+        self.removals.add(self.round, Masks(chosen), Masks(left), None)  # went with their unit
+        self.requested = 1 - (1 - self.requested) * (1 - change.rate)
+
+    def _in_dense(self, tensors: Mapping[str, Tensor], index: Mapping[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        return {name: spread(t.cpu(), index[name], self.shapes[name]) for name, t in tensors.items()}
+
+    def _per_weight(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scores of units, given by layer, as scores of their weights and biases."""
+        found = {}
+        for name, score in scores.items():
+            for parameter in [name] if name in self.shapes else [f"{name}.weight", f"{name}.bias"]:
+                if parameter in self.member.masks:
+                    shape = self.member.masks[parameter].shape
+                    found[parameter] = (
+                        score.view(-1, *[1] * (len(shape) - score.dim())).expand(shape)
+                        if score.shape != shape
+                        else score
+                    )
+        return found
+
+    def _units(self) -> dict[str, int]:
+        try:
+            return live_units(self.member.model, self.member.masks)
+        except ShrinkError:  # not a chain: a unit is alive while it has an input
+            return {
+                name: int(self.member.masks[f"{name}.weight"].flatten(1).any(1).sum())
+                if f"{name}.weight" in self.member.masks
+                else width
+                for name, width in self.widths.items()
+            }
+
+    def _removed_units(self) -> float:
+        return 1 - sum(self._units().values()) / sum(self.widths.values())
+
+    def _write_round(self, prune_seconds: float, note: str = "") -> None:
+        """The row of the round that has just ended: the network as it was trained and measured."""
+        done = [row for row in self.epochs if row["round"] == self.round]
+        masks, units = self.member.masks, self._units()
+        price = cost.summarise(self.member.model, self.data.shape, masks)
+        self.rounds.append(
+            {
+                "round": self.round,
+                "requested_sparsity": self.requested,
+                "sparsity": 1 - masks.kept / self.weights_total,
+                "density": masks.kept / self.weights_total,
+                "compression_ratio": self.weights_total / masks.kept if masks.kept else float("inf"),
+                "weights": masks.kept,
+                "weights_total": self.weights_total,
+                "parameters": price.nonzero,
+                "units": sum(units.values()),
+                "units_total": sum(self.widths.values()),
+                "units_by_layer": list(units.values()),
+                "train_loss": self.trained.loss,
+                "train_accuracy": self.trained.accuracy,
+                "validation_loss": self.validation.loss,
+                "validation_accuracy": self.validation.accuracy,
+                "test_loss": self.test.loss,
+                "test_accuracy": self.test.accuracy,
+                "test_f1_macro": self.test.f1_macro,
+                "epochs": len(done),
+                "epoch": len(self.epochs),
+                "seconds": sum(row["seconds"] for row in done),
+                "prune_seconds": prune_seconds,
+                "macs": price.macs,
+                "effective_macs": price.effective_macs,
+                "note": note,
+                **provenance.row(*_machine(self.where)),
+            }
+        )
+
+    # -- the record ---------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        self.member.detach()
+        self._save(final=True)
+        self._seal()
+
+    def _seal(self) -> None:
+        """Move the run into the store; also what is left to do when it was killed just before."""
+        index = {f"index.{name}.{axis}": i for name, axes in self.index.items() for axis, i in enumerate(axes)}
+        self.writer.finish(
+            weights=_arrays(self.member.model.state_dict()),
+            masks=_arrays(self.member.masks),
+            removals=_arrays({**self.removals.tensors(), **index}),
+            provenance=provenance.collect(*_machine(self.where)),
+        )
+        self._leave()
+
+    def _fail(self, reason: str) -> None:
+        log.warning("run %s failed: %s", self.run.id, reason)
+        self._save()
+        self.writer.fail(reason)
+        self._leave()
+
+    def _leave(self) -> None:
+        self.over = True
+        self.claim.close()
+
+    def _save(self, final: bool = False) -> None:
+        """Everything from which the run goes on with the same bits."""
+        member = self.member
+        tensors = {
+            **{f"model/{n}": t for n, t in member.model.state_dict().items()},
+            **{f"mask/{n}": t for n, t in member.masks.items()},
+            **{f"moment/{kind}/{n}": t for kind, own in member.moments.items() for n, t in own.items()},
+            **{f"state/{n}": t for n, t in self.state.items()},
+            **{f"removals/{n}": t for n, t in self.removals.tensors().items()},
+            **{f"index/{n}/{axis}": i for n, axes in self.index.items() for axis, i in enumerate(axes)},
+            "generator/order": member.order.get_state(),
+            "generator/choice": self.choice.get_state(),
+        }
+        state = {
+            "final": final,
+            "round": self.round,
+            "epoch": member.epoch,
+            "steps": member.steps,
+            "requested": self.requested,
+            "last": self.last,
+            "losses": self.losses,
+            "losses_of_batches": self.losses_of_batches,
+            "best_loss": member.best_loss,
+            "stale": member.stale,
+        }
+        self.writer.save(Checkpoint(_arrays(tensors), state, self.rounds, self.epochs))
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.tensors.items()}
+        state = checkpoint.state
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix + "/"): t for n, t in tensors.items() if n.startswith(prefix + "/")}
+
+        self.rounds, self.epochs = list(checkpoint.rounds), list(checkpoint.epochs)
+        self.round, self.requested, self.last = state["round"], state["requested"], state["last"]
+        self.losses, self.losses_of_batches = list(state["losses"]), list(state["losses_of_batches"])
+        index = part("index")
+        self.index = {n: tuple(index[f"{n}/{axis}"] for axis in range(len(shape))) for n, shape in self.shapes.items()}
+        self.state = part("state")
+        self.removals = Removals.from_tensors(part("removals"))
+        self.choice.set_state(tensors["generator/choice"])
+        member = self.member
+        member.order.set_state(tensors["generator/order"])
+        member.model = _reshaped(member.model, self.index)
+        member.model.load_state_dict(part("model"))
+        member.masks = Masks(part("mask"))
+        for name, tensor in part("moment").items():
+            kind, _, parameter = name.partition("/")
+            member.moments.setdefault(kind, {})[parameter] = tensor
+        member.epoch, member.steps = state["epoch"], state["steps"]
+        member.best_loss, member.stale = state["best_loss"], state["stale"]
+        if self.round and not self.during:
+            member.train = self.run.retrain or self.run.train
+        if state["final"]:
+            self._seal()
+
+
+def _reshaped(model: nn.Module, index: Mapping[str, tuple[Tensor, ...]]) -> nn.Module:
+    """The dense model cut to the shapes of a checkpoint; layers that are whole stay the same object."""
+    if all(len(i) == size for n, p in model.named_parameters() for i, size in zip(index[n], p.shape, strict=True)):
+        return model
+    from prunelab.shrink import chain, remove_units
+
+    hidden = [link.name for link in chain(model)[:-1]]
+    return remove_units(model, {name: index[f"{name}.weight"][0] for name in hidden}).model
+
+
+def _machine(where: str) -> tuple[str, int]:
+    """What trains, in words, and with how many threads."""
+    name = torch.cuda.get_device_name(where) if where.startswith("cuda") else provenance.hardware()
+    return name, torch.get_num_threads()
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,188 @@
+"""What lies under ``figures/``: pictures, their tidy numbers and their provenance, written together and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from prunelab import paths
+from prunelab.errors import PrunelabError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PRESETS = ("smoke", "quick", "paper")
+_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
+
+
+def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]:
+    """Where the numbers of a table or picture come from, read from the rounds that they were computed from.
+
+    Args:
+        rounds: one row per (run, round), as the store gives it; columns that it lacks are left out.
+        preset: ``"smoke"``, ``"quick"`` or ``"paper"``.
+        more: further entries, for instance ``protocol``, ``verdicts``; they win.
+
+    Returns:
+        Plain values: n (runs of the smallest to largest group with the same settings, as text), interval, data, hardware, seconds of
+        all runs as ``minutes``, versions and commit.
+    """
+    if preset not in PRESETS:
+        raise PrunelabError(f"preset = {preset!r}: {nearest(preset, PRESETS)}")
+
+    def seen(column: str) -> list[Any]:
+        return sorted(rounds[column].dropna().unique().tolist()) if column in rounds else []
+
+    devices = [str(device) for device in seen("device")]
+    threads = (
+        [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
+    )
+    spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
+    facts = {
+        "preset": preset,
+        "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
+        "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
+        "data": seen("data"),
+        "hardware": ", ".join(devices + threads) or None,
+        "runs": len(seen("id")) or None,
+        "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
+        "git_commit": seen("git_commit"),
+        "torch_version": seen("torch_version"),
+    }
+    return {key: value for key, value in {**facts, **more}.items() if value not in (None, [])}
+
+
+class Saved(NamedTuple):
+    """Where ``save`` put its files, relative to the figures folder in ``name``."""
+
+    name: str
+    png: Path | None
+    csv: Path
+    json: Path
+    note: str
+
+    def __str__(self) -> str:
+        return self.note
+
+
+def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
+    """Write ``<figures>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
+
+    All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under ``figures/smoke/``;
+    ``quick`` never replaces an artefact of preset ``paper``, it goes to ``figures/quick/`` then.
+
+    Args:
+        picture: what is shown; None for an artefact that is only a table.
+        artefact: ``"dyprune/training"``.
+        data: the tidy numbers of the picture; floats are written with six significant digits.
+        provenance: at least ``preset``; ``alt`` where the picture has no alternative text of its own.
+
+    Returns:
+        The paths, and in ``note`` one sentence that says where and why.
+
+    Raises:
+        PrunelabError: a name that is no ``paper/artefact``, no preset, no alternative text, no rows.
+    """
+    if not _NAME.fullmatch(artefact):
+        raise PrunelabError(f"artefact {artefact!r}: should be paper/name in small letters, digits and underscores")
+    preset = provenance.get("preset")
+    if preset not in PRESETS:
+        raise PrunelabError(f"{artefact}: provenance['preset'] = {preset!r}: should be one of {', '.join(PRESETS)}")
+    alt = provenance.get("alt") or getattr(picture, "alt", "")
+    if picture is not None and not alt:
+        raise PrunelabError(f"{artefact}: no alternative text; say in provenance['alt'] what the picture shows")
+    if data.empty:
+        raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
+    name, note = _destination(artefact, preset)
+    base = paths.figures() / name
+    facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
+    files = {
+        ".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
+        ".json": (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
+    }
+    if picture is not None:
+        files[".png"] = _png(picture)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    parts = {
+        base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
+        for ending in files
+    }
+    try:
+        for part, content in zip(parts, files.values(), strict=True):
+            part.write_bytes(content)
+        for part, final in parts.items():
+            part.replace(final)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    png = base.with_name(base.name + ".png") if picture is not None else None
+    return Saved(name, png, base.with_name(base.name + ".csv"), base.with_name(base.name + ".json"), note)
+
+
+def saved(artefact: str, preset: str | None = None) -> dict[str, Any] | None:
+    """The provenance of a saved artefact (below ``figures/<preset>/`` where one is given); None where it was never saved.
+
+    Raises:
+        PrunelabError: the file is there and is not what ``save`` writes.
+    """
+    path = paths.figures() / (preset or "") / f"{artefact}.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise PrunelabError(f"{path}: not readable as JSON ({error}); delete it and make the artefact again") from None
+    if not isinstance(facts, dict) or facts.get("preset") not in PRESETS:
+        raise PrunelabError(f"{path}: names no preset; delete it and make the artefact again")
+    return facts
+
+
+def _destination(artefact: str, preset: str) -> tuple[str, str]:
+    if preset == "smoke":
+        return (
+            f"smoke/{artefact}",
+            f"saved as figures/smoke/{artefact}: preset smoke shows that it runs, its numbers mean nothing",
+        )
+    before = saved(artefact) if preset == "quick" else None
+    if before and before["preset"] == "paper":
+        return (
+            f"quick/{artefact}",
+            f"saved as figures/quick/{artefact}: figures/{artefact} holds the numbers of preset paper and stays",
+        )
+    return artefact, f"saved as figures/{artefact}"
+
+
+def _png(figure: Figure) -> bytes:
+    """The bytes of a ``Picture``, or of a figure that the user drew without the package."""
+    if hasattr(figure, "png"):
+        return figure.png()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: NumPy scalars, dataclasses and tables become plain ones, what is not finite becomes null."""
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict(orient="records"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [plain(entry) for entry in (sorted(value) if isinstance(value, set) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool) or value is None else str(value)

@@ -1,0 +1,100 @@
+"""The networks by name; each builds for any input shape and any number of classes.
+
+To add one: a file with a builder ``(input_shape, hidden, classes) -> nn.Module`` and one line in ``MODELS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from prunelab import settings
+from prunelab.errors import PrunelabError, nearest
+from prunelab.models.convnet import dropnet_b, dropnet_c
+from prunelab.models.initialisation import initialise
+from prunelab.models.lenet import lenet_5, lenet_300_100
+from prunelab.models.mlp import mlp, perceptron
+
+__all__ = ["MODELS", "Architecture", "build", "initialise", "layer_widths", "mlp"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built, and how large it is unless ``settings.Model.hidden`` says otherwise."""
+
+    build: Callable[[tuple[int, ...], tuple[int, ...], int], nn.Module]  # (input_shape, hidden, classes)
+    hidden: tuple[int, ...]
+    any_depth: bool = False  # False: hidden has as many numbers as the default
+
+
+MODELS = {
+    "mlp": Architecture(perceptron, (1000, 1000, 1000), any_depth=True),  # DyPrune, example.py
+    "lenet_300_100": Architecture(lenet_300_100, (300, 100)),
+    "lenet_5": Architecture(lenet_5, (20, 50, 500)),
+    "dropnet_a": Architecture(perceptron, (40, 40)),
+    "dropnet_b": Architecture(dropnet_b, (64, 64)),
+    "dropnet_c": Architecture(dropnet_c, (64, 64, 128, 128)),
+}
+
+
+def build(model: settings.Model, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """The network that ``model`` describes, in float32 on the CPU, its weights decided by ``seed`` alone.
+
+    Args:
+        model: Name, hidden sizes (empty: the default of ``MODELS``) and initialisation.
+        input_shape: Shape of one sample, ``(C, H, W)`` or ``(features,)``.
+        classes: Number of outputs.
+        seed: Seeds the weights; the global random generators are left as they were.
+
+    Returns:
+        A module that takes ``[N, *input_shape]`` float32 and gives logits ``[N, classes]``.
+
+    Raises:
+        PrunelabError: Unknown name, hidden sizes of the wrong number, or an input that the network cannot take.
+    """
+    if model.name not in MODELS:
+        raise PrunelabError(f"no model is called {model.name!r}: {nearest(model.name, MODELS)}")
+    architecture = MODELS[model.name]
+    hidden = model.hidden or architecture.hidden
+    if len(hidden) != len(architecture.hidden) and not architecture.any_depth:
+        raise PrunelabError(
+            f"model {model.name!r}: hidden = {hidden} has {len(hidden)} sizes: "
+            f"should have {len(architecture.hidden)}, like {architecture.hidden}"
+        )
+    if len(input_shape) not in (1, 3) or min(input_shape) < 1:
+        raise PrunelabError(f"model {model.name!r}: input shape {input_shape}: should be (features,) or (C, H, W)")
+    if classes < 1:
+        raise PrunelabError(f"model {model.name!r}: {classes} classes: should be at least 1")
+    # torch.manual_seed would seed the accelerators too, so the CPU generator is forked and seeded by itself.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            built = architecture.build(tuple(input_shape), hidden, classes)
+        except PrunelabError as error:
+            raise PrunelabError(f"model {model.name!r}: {error}") from None
+        initialise(built, model.init)
+    return built
+
+
+def layer_widths(model: nn.Module, layers: Collection[str] = ()) -> list[tuple[str, int]]:
+    """The hidden layers in forward (module) order with their units: neurons of a Linear, filters of a Conv2d.
+
+    Args:
+        model: Any network; its last Linear or Conv2d counts as the output layer and is left out.
+        layers: Names of the layers to look at; empty means all.
+
+    Returns:
+        ``[("hidden_1", 40), ("hidden_2", 40)]``.
+
+    Raises:
+        PrunelabError: A name in ``layers`` that is no hidden layer of the model.
+    """
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    widths = [(name, layer.weight.shape[0]) for name, layer in found[:-1]]
+    known = [name for name, _ in widths]
+    if unknown := [name for name in layers if name not in known]:
+        raise PrunelabError(f"the model has no hidden layer {unknown[0]!r}: {nearest(unknown[0], known)}")
+    return [(name, units) for name, units in widths if not layers or name in layers]

@@ -1,0 +1,368 @@
+"""Run a notebook headless through papermill, and refuse every failure that papermill keeps quiet about.
+
+papermill runs the default of a misspelt parameter, calls a run that timed out or lost its kernel "completed", takes
+``sys.exit(0)`` for success, and never sees an error inside an ``Output`` widget. Here a notebook either ran from its
+first to its last cell with the values that were asked for, or it is a ``NotebookFailed`` with one line that says why.
+No other module knows papermill.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from prunelab import paths
+from prunelab.notebook_form import (
+    KERNEL,
+    NotebookFailed,
+    Parameter,
+    check_parameters,
+    declared_parameters,
+    parse_assignment,
+    short,
+    tags,
+    tidy,
+)
+
+__all__ = [
+    "Job",
+    "NotebookFailed",
+    "Outcome",
+    "Parameter",
+    "check_parameters",
+    "declared_parameters",
+    "parse_assignment",
+    "run",
+    "run_many",
+    "tidy",
+]
+
+# Seconds for a kernel to go once its work is done: half of them before it is told again, half before it is killed. One
+# ipykernel in ten blocks itself while it shuts down (7.4.0), and would take 3 s more each time.
+SHUTDOWN = 2.0
+OWN_CELLS = {"injected-parameters", "papermill-error-cell-tag"}  # tags of the cells that papermill adds
+
+
+def run(
+    path: str | Path,
+    out: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    cwd: Path | None = None,
+    cell_timeout: float | None = None,
+    time_limit: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Execute a notebook from its first to its last cell; the executed copy appears only when every cell ran cleanly.
+
+    The kernel is the interpreter that runs prunelab, whatever kernels are registered on the machine. papermill changes
+    the directory of the whole process while it runs, so call this from one thread only; ``run_many`` has processes.
+
+    Args:
+        path: The notebook.
+        out: Where the executed copy goes; a failed one lies beside it as ``<stem>.failed.ipynb``.
+        parameters: What replaces the defaults of the ``parameters`` cell.
+        cwd: Working directory of the kernel; None: the repository root.
+        cell_timeout: Seconds that one cell may take; None: no limit.
+        time_limit: Seconds that all cells together may take; None: no limit.
+        environment: Variables that the kernel has on top of this process's own.
+
+    Raises:
+        NotebookFailed: One line with every reason. After ``KeyboardInterrupt`` no file is left and no kernel runs.
+    """
+    path, out = Path(path), Path(out)
+    values = check_parameters(path, parameters or {})
+    cwd = paths.root() if cwd is None else Path(cwd)
+    failed = out.with_suffix(".failed.ipynb")
+    _check_places(path, out, cwd)
+    with tempfile.TemporaryDirectory(prefix="prunelab-", ignore_cleanup_errors=True) as folder:
+        part = Path(folder) / "part.ipynb"
+        reasons = _execute(path, part, values, cwd, Path(folder), cell_timeout, time_limit, environment or {})
+        if reasons:
+            kept = f"; see {failed}" if part.exists() and _move(part, failed) else ""
+            raise NotebookFailed(f"{path}: {'; '.join(reasons)}{kept}")
+        _move(part, out)
+        failed.unlink(missing_ok=True)
+
+
+def _check_places(path: Path, out: Path, cwd: Path) -> None:
+    if out.suffix != ".ipynb" or out.resolve() == path.resolve():
+        raise NotebookFailed(f"{path}: cannot write the executed copy to {out}; give another file that ends in .ipynb")
+    if not cwd.is_dir():
+        raise NotebookFailed(f"{path}: working directory {cwd} does not exist")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass  # a folder that takes no file is better met now than after an hour of training
+    except OSError as error:
+        raise NotebookFailed(f"{path}: cannot write into {out.parent}: {error.strerror}") from None
+
+
+def _move(part: Path, target: Path) -> bool:
+    """Put a file in its place at one stroke, also across file systems."""
+    near = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(part, near)
+        near.replace(target)
+    finally:
+        near.unlink(missing_ok=True)
+    return True
+
+
+def _execute(
+    path: Path,
+    part: Path,
+    values: dict[str, Any],
+    cwd: Path,
+    scratch: Path,
+    cell_timeout: float | None,
+    time_limit: float | None,
+    environment: Mapping[str, str],
+) -> list[str]:
+    """Let papermill run the notebook into ``part``; returns every reason to call it failed, none for success."""
+    import papermill  # here, because it takes a second that listing and checking need not wait for
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL + 1)  # what it logs is a reason below, in fewer words
+    end = math.inf if time_limit is None else time.monotonic() + time_limit
+    log = scratch / "kernel.log"
+    current = ""  # id of the cell that runs
+
+    def seconds_left(cell: NotebookNode) -> float | None:
+        nonlocal current
+        current = cell.get("id", "")
+        left = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
+        return None if math.isinf(left) else max(left, 0.001)  # 0 would mean no limit
+
+    reason = fate = ""
+    try:
+        papermill.execute_notebook(
+            _no_fields(path),
+            _no_fields(part),
+            values,
+            kernel_name=KERNEL,
+            language="python",
+            cwd=str(cwd),
+            progress_bar=False,
+            start_timeout=120,
+            iopub_timeout=60,  # the default of 4 s is too short for a figure on a busy machine
+            timeout_func=seconds_left,
+            kernel_manager_class=_own_kernel(scratch, log, environment),
+            config=Config({"KernelManager": {**_transport(scratch), "shutdown_wait_time": SHUTDOWN}}),
+        )
+    except papermill.PapermillExecutionError:
+        pass  # the executed copy holds it, with its cell
+    except CellTimeoutError:
+        all_cells = time.monotonic() >= end
+        fate = f"was cut off: all cells took {time_limit:g} s" if all_cells else f"took longer than {cell_timeout:g} s"
+    except DeadKernelError:
+        fate = "lost its kernel, as happens when memory runs out"
+    except Exception as error:  # noqa: BLE001 - whatever papermill and its libraries raise is a reason, and is told
+        reason = short(f"{type(error).__name__}: {error}") + _last_line(log)
+    found = _problems(nbformat.read(part, 4), current, fate) if part.exists() else []
+    return [reason, *found] if reason else found
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((f" ({short(line)})" for line in reversed(lines) if line.strip()), "")
+
+
+def _no_fields(path: Path) -> str:
+    """The path for papermill, which fills in ``{name}``: a brace that is meant has to be doubled."""
+    return str(path.resolve()).replace("{", "{{").replace("}", "}}")
+
+
+def _own_kernel(scratch: Path, log: Path, environment: Mapping[str, str]) -> type:
+    """A kernel manager that starts this interpreter, instead of whatever is registered as ``python3`` for this user.
+
+    The kernel gets an IPython folder of its own, so that no start-up file or history of the user takes part, and what
+    it says outside its cells goes to ``log``.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    variables = {"IPYTHONDIR": str(scratch / "ipython"), **environment}
+    escaped = {name: value.replace("$", "$$") for name, value in variables.items()}  # the values are templates there
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(**get_kernel_dict(), env=escaped)
+
+        async def start_kernel(self, **options: Any) -> None:
+            with log.open("wb") as stderr:  # the kernel has its own copy of the handle
+                await AsyncKernelManager.start_kernel(self, stderr=stderr, **options)
+
+    return OwnKernel
+
+
+def _transport(scratch: Path) -> dict[str, str]:
+    """Sockets that no other run can hold: files in the scratch folder; TCP where a path cannot be a socket."""
+    sockets = str(scratch / "k")
+    return {"transport": "ipc", "ip": sockets} if os.name == "posix" and len(sockets.encode()) < 90 else {}
+
+
+def _problems(notebook: NotebookNode, current: str, fate: str) -> list[str]:
+    """Everything that says that an executed notebook is not a finished one.
+
+    The status that papermill writes is not believed: only a cell that has an execution count ran.
+
+    Args:
+        notebook: The executed copy.
+        current: Id of the cell that ran last.
+        fate: What ended that cell from outside; empty when nothing did.
+    """
+    found, idle, number = [], [], 0
+    for cell in notebook.cells:
+        own = bool(OWN_CELLS.intersection(tags(cell)))
+        number += not own
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        where = "the cell of parameters given" if own else f"cell {number}"
+        if fate and cell.get("id") == current:
+            found.append(f"{where} {fate}")
+            continue
+        if cell.get("execution_count") is None:
+            idle.append(where)
+        found += [f"{where} raised {_error(output)}" for output in cell.outputs if output.output_type == "error"]
+    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    for model in state.values():
+        outputs = model.get("state", {}).get("outputs") or []
+        found += [f"a widget raised {_error(output)}" for output in outputs if output["output_type"] == "error"]
+    return [*found, *([f"never ran: {', '.join(idle)}"] if idle else [])]
+
+
+def _error(output: Mapping[str, Any]) -> str:
+    return short(f"{output['ename']}: {output['evalue']}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run; the fields are those of ``run``."""
+
+    name: str  # what the outcome is called
+    notebook: Path
+    out: Path
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cell_timeout: float | None = None
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went."""
+
+    name: str
+    seconds: float
+    ok: bool
+    reason: str = ""  # the line of NotebookFailed
+
+
+def run_many(tasks: Sequence[Job], jobs: int = 1, report: Callable[[Outcome], None] | None = None) -> list[Outcome]:
+    """Run notebooks, ``jobs`` at a time, each with a kernel of its own; one that fails stops no other.
+
+    Where several run at once the processors are shared out among them (``OMP_NUM_THREADS``, unless it is set).
+
+    Args:
+        tasks: What to run; every parameter is checked before the first notebook starts.
+        jobs: How many notebooks at a time.
+        report: Called in this process with each outcome as soon as it is there.
+
+    Returns:
+        One outcome per task, in the order of the tasks.
+
+    Raises:
+        NotebookFailed: A parameter is wrong, or two tasks write to one place; nothing has started.
+    """
+    if jobs < 1:
+        raise NotebookFailed(f"jobs = {jobs}: give 1 or more")
+    for task in tasks:
+        check_parameters(task.notebook, task.parameters)
+    places = [task.out.resolve() for task in tasks]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise NotebookFailed(f"two notebooks would write {twice[0]}; run them one after the other")
+    report = report or (lambda outcome: None)
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
+        return [_reported(_attempt(task, {}), report) for task in tasks]
+    return _in_processes(tasks, jobs, report)
+
+
+def _reported(outcome: Outcome, report: Callable[[Outcome], None]) -> Outcome:
+    report(outcome)
+    return outcome
+
+
+def _in_processes(tasks: Sequence[Job], jobs: int, report: Callable[[Outcome], None]) -> list[Outcome]:
+    import joblib  # knows how many processors a container really has
+
+    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))}
+    before = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")  # a forked child would inherit event loops and locks
+    outcomes: dict[Future[Outcome], Outcome] = {}
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_await_orders) as pool:
+        futures = {pool.submit(_attempt_stoppable, task, share): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                broken = Outcome(futures[future].name, 0.0, False, f"its process ended early ({type(error).__name__})")
+                outcomes[future] = _reported(broken if error else future.result(), report)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+            raise
+    return [outcomes[future] for future in futures]
+
+
+def _attempt(task: Job, share: Mapping[str, str]) -> Outcome:
+    start = time.monotonic()
+    try:
+        run(
+            task.notebook,
+            task.out,
+            task.parameters,
+            cell_timeout=task.cell_timeout,
+            time_limit=task.time_limit,
+            environment={**share, **task.environment},
+        )
+    except NotebookFailed as error:
+        return Outcome(task.name, time.monotonic() - start, False, str(error))
+    return Outcome(task.name, time.monotonic() - start, True)
+
+
+def _await_orders() -> None:
+    """In a worker: Ctrl-C reaches every process of the terminal, but only the parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _attempt_stoppable(task: Job, share: Mapping[str, str]) -> Outcome:
+    """In a worker: when the parent gives up, end the kernel and sweep the scratch folder before going."""
+
+    def stop(_signal: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; a second one would cut the sweeping short
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGTERM, stop)
+    try:
+        outcome = _attempt(task, share)
+    except KeyboardInterrupt:
+        os._exit(1)
+    signal.signal(signal.SIGTERM, usual)
+    return outcome

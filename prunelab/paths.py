@@ -1,0 +1,50 @@
+"""Where files lie; no other module builds these paths.
+
+Each place can be moved with an environment variable, so that tests, clusters and read-only checkouts need no other
+switch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """The repository, when prunelab runs from a checkout; otherwise the current directory."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "notebooks").is_dir() and (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def _place(variable: str, default: Path) -> Path:
+    value = os.environ.get(variable)
+    return Path(value).expanduser().resolve() if value else default
+
+
+def runs() -> Path:
+    """The run store: ``PRUNELAB_RUNS``, or ``runs/`` in the repository."""
+    return _place("PRUNELAB_RUNS", root() / "runs")
+
+
+def figures() -> Path:
+    """The committed pictures and their numbers: ``PRUNELAB_FIGURES``, or ``figures/`` in the repository."""
+    return _place("PRUNELAB_FIGURES", root() / "figures")
+
+
+def notebooks() -> Path:
+    """The notebooks of the repository."""
+    return root() / "notebooks"
+
+
+def data_root() -> Path | None:
+    """A folder in torchvision's layout with data sets that are already there: ``PRUNELAB_DATA``; None where unset."""
+    value = os.environ.get("PRUNELAB_DATA")
+    return Path(value).expanduser().resolve() if value else None
+
+
+def cache() -> Path:
+    """Prepared data sets: ``PRUNELAB_CACHE``, or ``prunelab`` in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return _place("PRUNELAB_CACHE", base / "prunelab")

@@ -1,0 +1,212 @@
+"""Pictures of results: each function takes a table and returns a ``Picture``; nothing is shown, no state is left behind.
+
+Tables are those of the run store (one row per run and round; those of single epochs are drawn in ``training_plots``).
+Several seeds give means with 95 % t intervals. Series differ in marker and line style as well as in colour. By name
+every function also takes what ``pictures.Shown`` lists: title, provenance, look, size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.ticker import MaxNLocator
+
+from prunelab import marks, stats
+from prunelab.errors import PrunelabError
+from prunelab.gallery import provenance, save, saved
+from prunelab.pictures import Picture, Shown, canvas
+from prunelab.quantities import need, quantity
+from prunelab.training_plots import epoch_seconds, rate_curve, training, weights_left
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Picture",
+    "accuracy_against_compression",
+    "curve",
+    "epoch_seconds",
+    "provenance",
+    "rate_curve",
+    "save",
+    "saved",
+    "strategies",
+    "training",
+    "weights_left",
+]
+
+
+def accuracy_against_compression(
+    rounds: pd.DataFrame,
+    hue: str = "strategy",
+    *,
+    x: str = "compression_ratio",
+    y: str = "test_accuracy",
+    **shown: Unpack[Shown],
+) -> Picture:
+    """Accuracy against compression on a log axis, intervals both ways, every run as a small dot.
+
+    The rows of no compression at all are the dense baseline: a dashed line in a band of its 95 % t interval.
+
+    Args:
+        rounds: one row per run and round: round, compression_ratio, ``hue``, ``x``, ``y``.
+        hue: column of the series.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing, or no row with a pruned network.
+    """
+    need(rounds, ["round", "compression_ratio", hue, x, y], "plots.accuracy_against_compression")
+    whole = rounds["compression_ratio"] <= 1 + 1e-9
+    dense, pruned = rounds[whole], rounds[~whole].dropna(subset=[x, y])
+    if pruned.empty:
+        raise PrunelabError("plots.accuracy_against_compression: every row is dense; select pruned runs as well")
+    means = stats.summarise(pruned, by=[hue, "round"], columns=[x, y])
+    across, up = quantity(x), quantity(y)
+    words = [f"{up.label.capitalize()} against {across.label}."]
+    with canvas(**{"size": (8.2, 4.8), **shown}, counted=marks.counted(means)) as (picture, axes):
+        ax = axes[0, 0]
+        if not dense.empty:
+            words.append(_baseline(ax, dense, y))
+        for position, (name, rows) in enumerate(marks.groups(means, hue, pruned)):
+            rows = rows.sort_values(x)
+            look = {**marks.series(position), **({} if len(rows) > 1 else {"linestyle": ""})}
+            own = pruned[pruned[hue] == name]
+            marks.dots(ax, own[x] * across.scale, own[y] * up.scale, look)
+            marks.bars(ax, rows, x, y, spread=True, label=f"{name} (n = {marks.spell(rows['n'])})", **look)
+            best = rows.loc[rows[y].idxmax()]
+            words.append(f"{name}: best mean {up.text(best[y], best[f'{y}_half'])} at {across.text(best[x])}.")
+        marks.scale(ax, "x", x, pruned[x])
+        ax.set_xlabel(across.axis)
+        ax.set_title(up.axis)
+        marks.legend(ax, hue, labelspacing=0.7)
+        picture.alt = " ".join(words)
+    return picture
+
+
+def curve(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    *,
+    mark: float | None = None,
+    chosen: str | None = None,
+    **shown: Unpack[Shown],
+) -> Picture:
+    """Mean of ``y`` at every measured ``x``, with 95 % t intervals; one series per value of ``hue``.
+
+    Args:
+        rows: of the store, rounds or epochs.
+        x: column of the horizontal axis; values are compared as they are, so round them where seeds differ a little.
+        y: column of the vertical axis.
+        hue: column of the series; None: one series.
+        mark: a measured value of ``x`` to draw a ring around.
+        chosen: the value of ``hue`` that stands out; None: all alike.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing or was never measured.
+    """
+    keys = [hue, x] if hue else [x]
+    measured = need(rows, [*keys, y], "plots.curve").dropna(subset=[x, y])
+    need(measured, [], f"plots.curve, {y} against {x}")
+    means = stats.summarise(measured, by=keys, columns=[y])
+    across, up = quantity(x), quantity(y)
+    words = [f"{up.label.capitalize()} against {across.label}."]
+    with canvas(**{"size": (7.6, 4.2), **shown}, counted=marks.counted(means)) as (picture, axes):
+        ax = axes[0, 0]
+        for position, (name, group) in enumerate(marks.groups(means, hue, measured)):
+            ahead, group = chosen is None or name == chosen, group.sort_values(x)
+            weight = {"alpha": 1 if ahead else 0.3, "zorder": 3 if ahead else 2}
+            marks.bars(ax, group, x, y, label=str(name), **weight, **marks.series(position))
+            if ahead and mark is not None:
+                _ring(ax, group[group[x] == mark], x, y)
+            ends = [f"{up.text(row[y])} at {across.text(row[x])}" for _, row in group.iloc[[0, -1]].iterrows()]
+            words.append(f"{name or up.label}: {', '.join(ends)}.")
+        marks.scale(ax, "x", x, means[x])
+        if x == "density":  # from the dense network on the left to the sparse one, as pruning goes
+            ax.invert_xaxis()
+        if x in ("epoch", "round"):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel(across.axis)
+        ax.set_title(up.axis)
+        marks.legend(ax, hue)
+        picture.alt = " ".join(words)
+    return picture
+
+
+def strategies(
+    rounds: pd.DataFrame,
+    by: str = "strategy",
+    metrics: Sequence[str] = ("test_accuracy", "weights", "units", "seconds"),
+    *,
+    baseline: str | None = None,
+    **shown: Unpack[Shown],
+) -> Picture:
+    """A comparison table as a picture: a row per strategy, a column per quantity, means with intervals, runs as dots.
+
+    Args:
+        rounds: one row per run: ``by`` and ``metrics``.
+        by: column that names the rows; they stand in the order of their first appearance.
+        metrics: columns to compare.
+        baseline: a value of ``by`` whose means are drawn through as dashed lines.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing.
+    """
+    need(rounds, [by, *metrics], "plots.strategies")
+    names = list(rounds[by].unique())
+    means = stats.summarise(rounds, by=[by], columns=list(metrics)).set_index(by).loc[names]
+    size = (2.0 + 2.1 * len(metrics), 1.3 + 0.34 * len(names))
+    sheet = canvas(1, len(metrics), **{"size": size, **shown}, counted=marks.counted(means), sharey=True)
+    with sheet as (picture, axes):
+        for ax, metric in zip(axes[0], metrics, strict=True):
+            quant = quantity(metric)
+            middle, half = means[metric] * quant.scale, means[f"{metric}_half"] * quant.scale
+            for row, name in enumerate(names):
+                look = {**marks.series(row), "linestyle": ""}
+                own = rounds.loc[rounds[by] == name, metric] * quant.scale
+                marks.dots(ax, own, [row] * len(own), look)
+                known = None if math.isnan(half[name]) else half[name]
+                ax.errorbar(middle[name], row, xerr=known, elinewidth=1, **look)
+            if baseline in means.index:
+                ax.axvline(middle[baseline], **marks.reference())
+            marks.scale(ax, "x", metric, rounds[metric])
+            ax.set_title(quant.axis)
+            ax.grid(axis="y", visible=False)
+            if ax.get_xscale() == "linear":
+                ax.xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].set_yticks(range(len(names)), [str(name) for name in names])
+        axes[0, 0].invert_yaxis()
+        first = metrics[0]
+        each = [f"{name}: {quantity(first).text(row[first], row[f'{first}_half'])}" for name, row in means.iterrows()]
+        labels = ", ".join(quantity(metric).label for metric in metrics)
+        picture.alt = f"{labels.capitalize()} of {len(names)} strategies. {'; '.join(each)}."
+    return picture
+
+
+def _baseline(ax: Axes, dense: pd.DataFrame, y: str) -> str:
+    """The dense networks, those of one seed counted once, whatever method they were the start of."""
+    quant = quantity(y)
+    level = stats.mean_interval(dense.groupby("seed")[y].mean() if "seed" in dense else dense[y])
+    ax.axhline(level.mean * quant.scale, label=f"dense (n = {level.n})", **marks.reference())
+    if math.isfinite(level.half):
+        grey = mpl.rcParams["xtick.color"]
+        ax.axhspan(level.low * quant.scale, level.high * quant.scale, color=grey, alpha=0.15, linewidth=0, zorder=0)
+    return f"Dense baseline: {quant.text(level.mean, level.half)}."
+
+
+def _ring(ax: Axes, here: pd.DataFrame, x: str, y: str) -> None:
+    ink = mpl.rcParams["text.color"]
+    at, level = here[x] * quantity(x).scale, here[y] * quantity(y).scale
+    hollow = {"markerfacecolor": "none", "markeredgecolor": ink, "markeredgewidth": 1.4}
+    ax.plot(at, level, "o", markersize=13, zorder=5, **hollow)

@@ -1,0 +1,186 @@
+"""DyPrune: prune while training, at a rate scaled to the size of the network, when the validation loss flattens.
+
+Source: Jonker, Poudel, Fajarda, Oliveira, Lopes and Matos, "DyPrune: Dynamic Pruning Rates for Neural Networks", EPIA
+    2023, LNCS 14115. Only
+the abstract could be read; rule, rate and defaults are those of the published code.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from prunelab.errors import PrunelabError
+from prunelab.masks import Masks
+from prunelab.pruners.during import Change, Progress
+from prunelab.pruners.scores import magnitude, random
+from prunelab.pruners.select import amount_to_count, keep_highest
+from prunelab.schedules import Trigger, dyprune_rate
+from prunelab.settings import settings
+from prunelab.shrink import ShrinkError, chain, compact, remove_units, whole_index
+
+_STALE = "stale"  # stands for the layers that the published code forgets to take off its list
+
+
+@settings
+class DyPrune:
+    """DyPrune's family of strategies: trigger x rate x score.
+
+    Attributes:
+        trigger: ``"dynamic"``: when the loss falls at most ``maximum`` times as fast as at its steepest;
+            ``"static"``: every ``every`` epochs.
+        rate: fraction of the remaining weights that goes at each pruning; ``"dynamic"``: (ln n - 6) / 10 of the n
+            weights left, in [0, 0.9].
+        score: ``"l1"``: the smallest magnitudes go, over all layers together; ``"random"``.
+        every: epochs between static prunings.
+        minimum: the dynamic trigger's window on the relative gradient, lower end.
+        maximum: upper end.
+        cooldown: epochs without pruning after a dynamic one.
+        variant: ``"corrected"``: weights are chosen among the live ones, biases and optimiser moments are kept, units
+            that lost all inputs or all outputs are removed with their constants folded into the next layer, and no
+            layer is ever emptied. ``"faithful"``: the published code with its quirks: layers of earlier prunings
+            still take part in the choice, the first hidden layer keeps units without inputs, removal is one pass
+            without folding, and after it all biases are drawn anew and the optimiser starts afresh.
+    """
+
+    trigger: Literal["static", "dynamic"] = "dynamic"
+    rate: Literal["dynamic"] | float = "dynamic"
+    score: Literal["l1", "random"] = "l1"
+    every: int = 4
+    minimum: float = 0.0
+    maximum: float = 0.05
+    cooldown: int = 2
+    variant: Literal["faithful", "corrected"] = "corrected"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rate, str) and not 0 <= self.rate <= 0.9:
+            raise ValueError(f"rate = {self.rate}: should be 'dynamic' or a fraction between 0 and 0.9")
+        if self.every < 1 or self.cooldown < 0:
+            raise PrunelabError(
+                f"dyprune: every = {self.every}, cooldown = {self.cooldown}: should be at least 1 and at least 0 epochs"
+            )
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model in which units cannot be removed."""
+        links = chain(model)
+        if len(links) < 2:
+            raise PrunelabError("dyprune: the model has no hidden layer, so there is nothing to remove")
+        if self.variant == "faithful" and not all(isinstance(link.layer, nn.Linear) for link in links):
+            raise PrunelabError(
+                "dyprune: variant 'faithful' knows Linear layers only, as published; use variant='corrected'"
+            )
+
+    def due(self, progress: Progress) -> bool:
+        """Whether to prune after the newest epoch; the faithful variant looks at the loss as a mean over batches."""
+        losses = progress.losses_of_batches if self.variant == "faithful" else progress.losses
+        trigger = Trigger(self.trigger, self.every, self.minimum, self.maximum, self.cooldown)
+        return trigger.due(losses, progress.epochs, progress.last)
+
+    def act(
+        self,
+        model: nn.Sequential,
+        masks: Masks,
+        moments: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Tensor],
+        generator: Generator,
+    ) -> Change:
+        """Remove weights, then the units they leave dead."""
+        rate = dyprune_rate(masks.kept) if self.rate == "dynamic" else float(self.rate)
+        names = list(masks)
+        scores = magnitude(model, names) if self.score == "l1" else random(model, names, generator)
+        if self.variant == "faithful":
+            return self._faithful(model, masks, moments, state, rate, scores, generator)
+        fewer = keep_highest(scores, masks, amount_to_count(rate, masks.kept), generator, allow_empty=True)
+        try:
+            smaller = compact(model, fewer)
+        except ShrinkError as error:
+            return Change(model, masks, moments, masks, whole_index(model), rate, note=f"pruning refused: {error}")
+        left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
+        carried = {kind: {name: smaller.cut(name, t) for name, t in own.items()} for kind, own in moments.items()}
+        return Change(smaller.model, left, carried, fewer, smaller.index, rate, scores)
+
+    def _faithful(
+        self,
+        model: nn.Sequential,
+        masks: Masks,
+        moments: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Tensor],
+        rate: float,
+        scores: Mapping[str, Tensor],
+        generator: Generator,
+    ) -> Change:
+        """As published; quirks 1, 3, 4, 5, 6 and 8 of deep networks, 2 and 7 of those with one hidden layer."""
+        if len(chain(model)) == 2:
+            return self._faithful_one_hidden_layer(model, masks, moments, state, rate, scores, generator)
+        # The list of layers to prune is never emptied, so copies of the layers as they were after earlier prunings
+        # compete with the live ones; of those copies nothing matters but the magnitudes of what they still hold.
+        stale = state.get(_STALE, torch.empty(0))
+        pool = {**scores, _STALE: stale if self.score == "l1" else torch.rand(len(stale), generator=generator)}
+        current = Masks({**masks, _STALE: torch.ones(len(stale), dtype=torch.bool)})
+        kept = keep_highest(pool, current, amount_to_count(rate, current.kept), generator, allow_empty=True)
+        fewer = Masks({name: kept[name] for name in masks})
+        magnitudes = magnitude(model, list(masks))
+        left_behind = torch.cat([stale[kept[_STALE]], *(magnitudes[name][fewer[name]].cpu() for name in masks)])
+        try:
+            smaller = remove_units(model, _one_pass(fewer, model))
+        except ShrinkError as error:
+            return Change(
+                model,
+                masks,
+                moments,
+                masks,
+                whole_index(model),
+                rate,
+                failure=f"{error} (the published code stops here too)",
+            )
+        for link in chain(smaller.model):
+            bound = link.layer.in_features**-0.5
+            drawn = torch.empty(len(link.layer.bias)).uniform_(-bound, bound, generator=generator)
+            with torch.no_grad():
+                link.layer.bias.copy_(drawn)
+        left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
+        left.apply_(smaller.model)
+        return Change(smaller.model, left, None, fewer, smaller.index, rate, scores, {_STALE: left_behind})
+
+    def _faithful_one_hidden_layer(
+        self,
+        model: nn.Sequential,
+        masks: Masks,
+        moments: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Tensor],
+        rate: float,
+        scores: Mapping[str, Tensor],
+        generator: Generator,
+    ) -> Change:
+        """One hidden layer: nothing is removed nor reset; at the k-th pruning each layer stands k times on the list."""
+        times = int(state.get("events", torch.tensor(0))) + 1
+        count = amount_to_count(rate, times * masks.kept)
+        if self.score == "l1":  # the copies of a weight tie, and it goes as soon as one of them does
+            fewer = keep_highest(scores, masks, -(-count // times), generator, allow_empty=True)
+        else:
+            copies = Masks({f"{name}/{i}": mask for name, mask in masks.items() for i in range(times)})
+            draws = {name: torch.rand(mask.shape, generator=generator) for name, mask in copies.items()}
+            kept = keep_highest(draws, copies, count, generator, allow_empty=True)
+            fewer = masks
+            for i in range(times):
+                fewer = fewer & Masks({name: kept[f"{name}/{i}"] for name in masks})
+        return Change(model, fewer, moments, fewer, whole_index(model), rate, scores, {"events": torch.tensor(times)})
+
+
+def _one_pass(masks: Masks, model: nn.Sequential) -> dict[str, Tensor]:
+    """The published removal: from input to output once; the first hidden layer is only asked for its outputs."""
+    links = chain(model)
+    units: dict[str, Tensor] = {}
+    inputs: Tensor | None = None
+    for link, following in itertools.pairwise(links):
+        reads = masks[f"{link.name}.weight"]
+        alive = masks[f"{following.name}.weight"].any(0)
+        if inputs is not None:
+            alive = alive & reads[:, inputs].any(1)
+        inputs = alive.nonzero().flatten()
+        units[link.name] = inputs
+    return units

@@ -1,0 +1,54 @@
+"""Scores that several methods share: one number per weight, higher = keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.masks import layer_of
+
+
+@torch.no_grad()
+def magnitude(model: nn.Module, names: Sequence[str], norm: int = 1) -> dict[str, Tensor]:
+    """``|w| ** norm``, so that its sum over a unit is the unit's L1 norm, or the square of its L2 norm.
+
+    Source: Han et al., "Learning both weights and connections", NIPS 2015, section 3 (weights); Li et al., "Pruning filters for efficient
+    convnets", ICLR 2017, section 3.1 (sums over filters).
+
+    Args:
+        model: The model.
+        names: Parameters to score.
+        norm: 1 or 2.
+
+    Returns:
+        Parameter name -> score, shape and dtype of the parameter.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: parameters[name].abs() if norm == 1 else parameters[name].square() for name in names}
+
+
+def random(
+    model: nn.Module, names: Sequence[str], generator: torch.Generator, *, units: bool = False
+) -> dict[str, Tensor]:
+    """Uniform numbers in [0, 1), float32: the control that every score has to beat.
+
+    Args:
+        model: The model.
+        names: Parameters to score.
+        generator: The source of the numbers.
+        units: One number per unit, by layer name, instead of one per weight, by parameter name.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shapes = (
+        {layer_of(name): parameters[name].shape[:1] for name in names}
+        if units
+        else {n: parameters[n].shape for n in names}
+    )
+    return {name: torch.rand(shape, generator=generator, device=generator.device) for name, shape in shapes.items()}
+
+
+def reduce_to_units(scores: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Sum the scores of each neuron's or filter's incoming weights: layer name -> score per unit, 1-D."""
+    return {layer_of(name): scores[name].flatten(1).sum(1) for name in names}

@@ -1,0 +1,215 @@
+"""Which entries stay: exact counts, ties broken by the generator, nothing revived, no layer emptied unasked."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.errors import PrunelabError, nearest
+from prunelab.masks import MaskError, Masks, layer_of, prunable
+from prunelab.pruners.partition import kth_lowest
+
+Granularity = Literal["weight", "neuron", "filter"]
+Scope = Literal["global", "layer"]
+Counts = int | Mapping[str, int]
+
+
+def amount_to_count(
+    amount: float, remaining: int, rounding: Literal["nearest", "floor"] = "nearest", minimum: int = 0
+) -> int:
+    """How many of ``remaining`` units a fraction is.
+
+    Args:
+        amount: Fraction of the remaining units, in [0, 1).
+        remaining: Units that are still there.
+        rounding: ``"nearest"`` rounds half to even, as ``torch.nn.utils.prune`` does (our own default); ``"floor"`` as
+            DropNet's code does.
+        minimum: At least so many (DropNet: 1), but never more than remain.
+
+    Raises:
+        PrunelabError: the amount is not in [0, 1).
+    """
+    check_amount(amount)
+    exact = amount * remaining
+    return min(max(round(exact) if rounding == "nearest" else math.floor(exact), minimum), remaining)
+
+
+def check_amount(amount: float) -> None:
+    """Refuse an amount that is no fraction of what remains."""
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
+        what = "it is the fraction of the remaining units that goes"
+        raise PrunelabError(f"amount = {amount!r}: should be at least 0 and below 1; {what}")
+
+
+def keep_highest(
+    scores: Mapping[str, Tensor], current: Masks, count: Counts, generator: torch.Generator, allow_empty: bool = False
+) -> Masks:
+    """Remove exactly ``count`` of the kept entries, those with the lowest scores; what is gone stays gone.
+
+    Args:
+        scores: Parameter name -> score of each entry (higher = keep), of the shape of its mask. Parameters without
+            scores are left alone, and scores of entries that are already gone do not matter.
+        current: What is still there.
+        count: How many go: of all scored parameters together (global scope), or of each parameter named.
+        generator: Chooses among equal scores, each subset of them as likely as any other; it is read only when equal
+            scores have to be parted.
+        allow_empty: Whether a parameter may lose its last entry.
+
+    Returns:
+        New masks, on the devices of ``current``.
+
+    Raises:
+        MaskError: names or shapes that do not fit, a NaN among the scores, a count that is more than what is left, or a
+            parameter that would lose its last entry.
+    """
+    for name, score in scores.items():
+        if name not in current:
+            raise MaskError(f"there are scores for {name!r} but no mask: {nearest(name, current)}")
+        if score.shape != current[name].shape:
+            shapes = f"{tuple(score.shape)} and {tuple(current[name].shape)}"
+            raise MaskError(f"{name}: scores and mask have shapes {shapes}, which should be equal")
+    kept = dict(current)
+    for names, number in ([(list(scores), count)] if isinstance(count, int) else [([n], k) for n, k in count.items()]):
+        if unknown := [name for name in names if name not in scores]:
+            raise MaskError(f"there is a count for {unknown[0]!r} but no scores: {nearest(unknown[0], scores)}")
+        left = sum(current.counts[name] for name in names)
+        if not 0 <= number <= left:
+            where = names[0] if len(names) == 1 else f"{len(names)} parameters"
+            raise MaskError(f"{number} entries cannot go from {where}: choose a number from 0 to {left}, what is left")
+        kept.update(_without_lowest({name: scores[name] for name in names}, current, number, generator))
+    after = Masks(kept)
+    for name in after:
+        if current.counts[name] and not after.counts[name] and not allow_empty:
+            what = f"layer {name.removesuffix('.weight')!r} would lose all {current.counts[name]} that it has left"
+            raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
+    return after
+
+
+def keep_highest_units(
+    scores: Mapping[str, Tensor],
+    current: Mapping[str, Tensor],
+    count: Counts,
+    generator: torch.Generator,
+    allow_empty: bool = False,
+) -> dict[str, Tensor]:
+    """``keep_highest`` for whole units: layer name -> 1-D, one score, and one True or False, per neuron or filter."""
+    return dict(keep_highest(scores, Masks(current), count, generator, allow_empty))
+
+
+def units_of(masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
+    """Layer name -> which of its units, the rows of the weight, still have a weight; bool, 1-D."""
+    return {layer_of(name): masks[name].flatten(1).count_nonzero(1) > 0 for name in names}
+
+
+def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
+    """Masks of weight and bias of each layer, in which the rows of the absent units are gone.
+
+    Only the layer itself is masked: where BatchNorm follows, a filter that is gone still gives a constant.
+
+    Args:
+        model: The model.
+        units: Layer name -> bool, 1-D, True = keep.
+    """
+    masks = {}
+    for layer, keep in units.items():
+        for name, parameter in model.get_submodule(layer).named_parameters(recurse=False):
+            rows = keep.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+            masks[f"{layer}.{name}" if layer else name] = rows.expand(parameter.shape)
+    return Masks(masks)
+
+
+def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
+    """The weights in ``current`` whose entries, or whose units, compete.
+
+    Neurons are the outputs of Linear layers, filters those of Conv2d layers. The last layer of the model, by the order of
+    its modules, gives the answers, so its units never compete (our own rule).
+
+    Raises:
+        MaskError: none competes.
+    """
+    everything = prunable(model)
+    names = [name for name in everything if name in current]
+    kind = {"weight": nn.Module, "neuron": nn.Linear, "filter": nn.Conv2d}[granularity]
+    if granularity != "weight":
+        hidden = [name for name in names if name != everything[-1]]
+        names = [name for name in hidden if isinstance(model.get_submodule(layer_of(name)), kind)]
+    if not names:
+        where = "masked layer" if granularity == "weight" else f"masked {kind.__name__} before the last layer"
+        raise MaskError(f"granularity {granularity!r}: the model has no {where}, so there is nothing to prune")
+    return names
+
+
+def remove_lowest(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    current: Masks,
+    amount: float,
+    generator: torch.Generator,
+    *,
+    granularity: Granularity = "weight",
+    scope: Scope = "global",
+    allow_empty: bool = False,
+) -> Masks:
+    """Remove a fraction of what remains, lowest scores first: weights, or whole units with their biases.
+
+    Args:
+        model: The model that the masks are for.
+        scores: Per parameter for ``"weight"``; per layer, one score per unit, for ``"neuron"`` and ``"filter"``.
+        current: What is still there.
+        amount: Fraction of the remaining weights or units; see ``amount_to_count``.
+        generator: Breaks ties.
+        granularity: What goes.
+        scope: ``"global"``: all compete and the fraction holds for all together; ``"layer"``: it holds in each layer.
+        allow_empty: Whether a layer may lose all.
+    """
+    units = granularity != "weight"
+    there = Masks(units_of(current, scored_names(model, current, granularity))) if units else current
+    left = {name: there.counts[name] for name in scores if name in there}
+    count: Counts = amount_to_count(amount, sum(left.values()))
+    if scope == "layer":
+        count = {name: amount_to_count(amount, remaining) for name, remaining in left.items()}
+    after = keep_highest(scores, there, count, generator, allow_empty)
+    return current & unit_masks(model, after) if units else after
+
+
+def _without_lowest(
+    scores: Mapping[str, Tensor], current: Masks, count: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The masks of the scored parameters without their ``count`` lowest entries."""
+    if not scores:
+        return {}
+    dtype = functools.reduce(torch.promote_types, (score.dtype for score in scores.values()), torch.float32)
+    device = current[next(iter(scores))].device
+    values = [score.detach().to(device, dtype).flatten() for score in scores.values()]
+    live = [None if current.counts[n] == s.numel() else current[n].to(device).flatten() for n, s in scores.items()]
+    for name, value, alive in zip(scores, values, live, strict=True):
+        # One NaN makes the sum NaN, so that the slow look at each score is taken only when there may be one.
+        if torch.isnan(value.sum()) and bool(torch.isnan(value if alive is None else value[alive]).any()):
+            raise MaskError(f"{name}: a score is NaN, neither high nor low: look for NaN in the weights or the data")
+    kept = _highest(values, live, count, generator) if count else [current[name] for name in scores]
+    return {name: mask.view(scores[name].shape) for name, mask in zip(scores, kept, strict=True)}
+
+
+def _highest(
+    values: Sequence[Tensor], live: Sequence[Tensor | None], count: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Masks of the live numbers without the ``count`` lowest, at least 1; equal ones draw lots."""
+    threshold, lower, equal = kth_lowest(values, live, count)
+    kept = [_and(value > threshold, alive) for value, alive in zip(values, live, strict=True)]
+    if lower + equal > count:
+        lots = torch.rand(equal, generator=generator, device=generator.device)
+        (winners,) = _highest([lots], [None], count - lower, generator)
+        ties = [_and(value == threshold, alive) for value, alive in zip(values, live, strict=True)]
+        shares = winners.split([int(torch.count_nonzero(tie)) for tie in ties])
+        for mask, tie, share in zip(kept, ties, shares, strict=True):
+            mask.masked_scatter_(tie, share.to(mask.device))
+    return kept
+
+
+def _and(mask: Tensor, live: Tensor | None) -> Tensor:
+    return mask if live is None else mask.logical_and_(live)

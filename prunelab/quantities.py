@@ -1,0 +1,121 @@
+"""Words, units and number formats of the columns that are shown: one vocabulary for axes, tables, sliders and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prunelab.errors import PrunelabError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGNIFICANT = 3  # digits of a number whose column has no fixed count of decimals
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How one column is shown.
+
+    Attributes:
+        label: in words, without the unit.
+        unit: shown after the number; empty for counts and shares.
+        scale: shown value = stored value * scale (100 for shares that are shown in per cent).
+        decimals: digits after the point; None: as many as show three significant digits.
+        log: whether an axis of it is logarithmic.
+    """
+
+    label: str
+    unit: str = ""
+    scale: float = 1.0
+    decimals: int | None = None
+    log: bool = False
+
+    @property
+    def axis(self) -> str:
+        """``test accuracy (%)``."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def decimals_for(self, values: Iterable[float]) -> int:
+        """Digits after the point that suit all of ``values`` (stored, not scaled)."""
+        if self.decimals is not None:
+            return self.decimals
+        sizes = [abs(v * self.scale) for v in values if math.isfinite(v) and v]
+        return min(max(SIGNIFICANT - 1 - math.floor(math.log10(min(sizes))), 0), 4) if sizes else 0
+
+    def number(self, value: float, decimals: int | None = None) -> str:
+        """``97.10``: scaled, without the unit; a missing value is an en dash."""
+        if not math.isfinite(value):
+            return "–"
+        digits = self.decimals_for([value]) if decimals is None else decimals
+        return f"{value * self.scale:,.{digits}f}"
+
+    def text(self, value: float, half: float = math.nan) -> str:
+        """``97.10 % ± 0.31``: with its unit and, where it is known, the half width of its interval."""
+        digits = self.decimals_for([value])
+        shown = f"{self.number(value, digits)}{' ' + self.unit if self.unit else ''}"
+        return f"{shown} ± {self.number(half, digits)}" if math.isfinite(half) else shown
+
+
+def _accuracy(label: str) -> Quantity:
+    return Quantity(label, "%", 100, 2)
+
+
+_KNOWN = {
+    **{f"{part}_accuracy": _accuracy(f"{part} accuracy") for part in ("train", "validation", "test")},
+    **{f"{part}_loss": Quantity(f"{part} loss", decimals=4) for part in ("train", "validation", "test")},
+    "test_f1_macro": _accuracy("macro F1"),
+    "sparsity": Quantity("sparsity", decimals=4),
+    "requested_sparsity": Quantity("requested sparsity", decimals=4),
+    "density": Quantity("density (share of weights left)", decimals=4, log=True),
+    "compression_ratio": Quantity("compression", "×", log=True),
+    "weights": Quantity("weights left", decimals=0, log=True),
+    "weights_total": Quantity("weights of the dense network", decimals=0, log=True),
+    "parameters": Quantity("parameters left", decimals=0, log=True),
+    "units": Quantity("neurons left", decimals=0, log=True),
+    "units_total": Quantity("neurons of the dense network", decimals=0, log=True),
+    "macs": Quantity("multiply-accumulates", decimals=0, log=True),
+    "effective_macs": Quantity("effective multiply-accumulates", decimals=0, log=True),
+    "seconds": Quantity("training time", "s"),
+    "prune_seconds": Quantity("pruning time", "s"),
+    "minutes": Quantity("minutes"),
+    "round": Quantity("round", decimals=0),
+    "epoch": Quantity("epoch", decimals=0),
+    "epochs": Quantity("epochs", decimals=0),
+    "n": Quantity("n", decimals=0),
+    "trigger": Quantity("relative gradient", decimals=4),
+    "rate": Quantity("pruning rate", decimals=4),
+}
+
+
+def quantity(column: str) -> Quantity:
+    """The way to show ``column``; an unknown one is shown under its own name, its settings prefix cut off."""
+    return _KNOWN.get(column) or Quantity(column.rpartition(".")[2].replace("_", " "))
+
+
+def short(count: float) -> str:
+    """``2.79M``, ``323k``, ``4.64k``, ``403``: a count where there is little room."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= 0.9995 * size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}" if count < 1000 else f"{count:.0f}"
+
+
+def need(frame: pd.DataFrame, columns: Iterable[str], where: str) -> pd.DataFrame:
+    """``frame`` itself, once it is known to have rows and ``columns``.
+
+    Raises:
+        PrunelabError: one line that names the first missing column and the nearest that is there, or says that there is no row.
+    """
+    for column in columns:
+        if column not in frame.columns:
+            raise PrunelabError(
+                f"{where}: the table has no column {column!r}: {nearest(column, map(str, frame.columns))}"
+            )
+    if frame.empty:
+        raise PrunelabError(
+            f"{where}: the table has no rows; check the query that selected them, or run the experiment first"
+        )
+    return frame

@@ -1,0 +1,223 @@
+"""Every hyper-parameter of a run, validated at the door; from them a readable id that names the run for ever.
+
+A ``Run`` is what was asked for: data, model, training, pruning, seed. Nothing about the machine is in it, so the same
+    run has the same
+id everywhere. The hash at the end of the id covers only the fields that differ from their defaults: a new field whose
+    default changes
+nothing leaves every existing id as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as validated
+
+from prunelab.errors import PrunelabError, nearest
+
+T = TypeVar("T", bound=type)
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Literals = str | int | float | bool | None
+
+
+class SettingsError(PrunelabError):
+    """A setting that no run can have."""
+
+
+def settings(cls: T) -> T:
+    """Make ``cls`` a frozen dataclass whose values are checked when it is built, with one line when one is wrong."""
+    cls = validated(frozen=True, kw_only=False, config=ConfigDict(extra="forbid", arbitrary_types_allowed=False))(cls)
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        names = [field.name for field in dataclasses.fields(cls)]
+        if wrong := sorted(set(values) - set(names)):
+            raise SettingsError(f"{cls.__name__} has no setting {wrong[0]!r}: {nearest(wrong[0], names)}")
+        try:
+            build(self, *args, **values)
+        except ValidationError as error:
+            raise SettingsError(f"{cls.__name__}: {_one_line(error)}") from None
+
+    cls.__init__ = checked
+    return cls
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first complaint of pydantic as ``where = value: what``."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("tuple", "function", "literal")))
+    what = first["msg"].removeprefix("Value error, ")
+    return (
+        f"{where} = {first['input']!r}: {what[:1].lower()}{what[1:]}"
+        if where and first["type"] != "value_error"
+        else what
+    )
+
+
+@settings
+class Data:
+    """What is learnt, and how it is divided.
+
+    The validation part is cut from the training part by a permutation that depends on ``split_seed`` alone, so all
+    seeds of a study see the same split, as in the papers.
+    """
+
+    name: str = "mnist"
+    validation: float | int = 0.1  # fraction (below 1) or number of the training samples held out
+    stratify: bool = False  # keep the class proportions in the held-out part
+    test: float | int | None = (
+        None  # for data without a test part (iris, digits): fraction or number; None: data set's own default
+    )
+    split_seed: int = 42
+    train_size: int | None = None  # use only so many training samples; None: all
+    test_size: int | None = None  # likewise for validation and test samples
+    scaling: Literal["unit", "standard", "minmax", "minmax_all"] = (
+        "unit"  # minmax_all looks at the test part too, as DyPrune does
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that mean nothing."""
+        for field in ("validation", "test", "train_size", "test_size"):
+            value = getattr(self, field)
+            if value is not None and (value < 0 or (field.endswith("_size") and value < 1)):
+                raise ValueError(f"{field} = {value}: should be a positive number")
+            if isinstance(value, float) and value >= 1 and not value.is_integer():
+                raise ValueError(f"{field} = {value}: should be a fraction below 1 or a whole number of samples")
+
+
+@settings
+class Model:
+    """Which network, how large, how initialised."""
+
+    name: str = "mlp"
+    hidden: tuple[
+        Annotated[int, Field(ge=1)], ...
+    ] = ()  # units or filters of the hidden layers; (): the model's own default
+    init: Literal["pytorch", "kaiming_normal", "glorot_uniform"] = "pytorch"
+
+    @property
+    def label(self) -> str:
+        """``mlp_40_40``: the name with its sizes."""
+        return "_".join([self.name, *map(str, self.hidden)])
+
+
+@settings
+class Train:
+    """One training, from fresh or rewound weights to its last epoch."""
+
+    epochs: Annotated[int, Field(ge=1)] = 25
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of SGD
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled with adamw, in the gradient with adam and sgd
+    lr_milestones: tuple[
+        Annotated[int, Field(ge=1)], ...
+    ] = ()  # epochs after which the learning rate is multiplied by lr_factor
+    lr_factor: Annotated[float, Field(gt=0)] = 0.1
+    patience: Annotated[int, Field(ge=1)] | None = (
+        None  # epochs without a lower validation loss before it stops; None: never
+    )
+    restore_best: bool = False  # go back to the weights of the lowest validation loss at the end
+    shuffle: bool = True
+    augment: Literal["none", "crop_flip", "affine"] = "none"
+    test_every_epoch: bool = (
+        False  # measure the test part each epoch, not only at the end of a round; never used for decisions
+    )
+
+
+@settings
+class Prune:
+    """Which method, how much, how often, and what happens to the weights afterwards.
+
+    ``options`` are the fields of the method's own class in ``prunelab.pruners``; they are checked against it before
+    anything trains.
+    """
+
+    method: str = "none"
+    amount: Fraction = 0.2  # fraction of the remaining units that goes in one round
+    rounds: Annotated[int, Field(ge=0)] = (
+        0  # prune-recover cycles after the dense round 0; methods that prune while training ignore it
+    )
+    stop: Annotated[float, Field(gt=0, le=1)] | None = None  # no further round once this density of units was trained
+    recover: Literal["finetune", "rewind", "reinit", "none"] = "finetune"
+    layers: tuple[str, ...] = ()  # names of the layers that may be pruned; (): every Linear and Conv2d of the model
+    options: dict[str, Literals] = dataclasses.field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(dataclasses.asdict(self), sort_keys=True))
+
+
+@settings
+class Run:
+    """One independent run: everything that decides its numbers, the machine apart."""
+
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    prune: Prune = Prune()
+    retrain: Train | None = None  # training of the rounds after the first; None: as ``train``
+    seed: Annotated[int, Field(ge=0)] = 0  # seeds the weights, the batch order and every random choice
+
+    @property
+    def id(self) -> str:
+        """``dropnet-mlp_40_40-mnist-s3-1f9c2a7b``: method, model, data, seed, and a hash of all that is not default."""
+        digest = hashlib.sha256(json.dumps(differences(self), sort_keys=True).encode()).hexdigest()[:8]
+        return "-".join(
+            [_plain(self.prune.method), _plain(self.model.label), _plain(self.data.name), f"s{self.seed}", digest]
+        )
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain nested values, all of them, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def fromdict(cls, values: Mapping[str, Any]) -> Run:
+        """The inverse of ``asdict``; a missing field takes its default, an unknown one is refused.
+
+        Raises:
+            SettingsError: one line that names the field.
+        """
+        parts = {"data": Data, "model": Model, "train": Train, "retrain": Train, "prune": Prune}
+        return cls(
+            **{name: parts[name](**v) if name in parts and isinstance(v, Mapping) else v for name, v in values.items()}
+        )
+
+    def flat(self) -> dict[str, Any]:
+        """Columns of a table: ``data``, ``model``, ``method``, ``seed``; ``part.field`` for the rest; options as ``prune.name``."""
+        columns: dict[str, Any] = {
+            "data": self.data.name,
+            "model": self.model.label,
+            "method": self.prune.method,
+            "seed": self.seed,
+        }
+        for part, values in self.asdict().items():
+            if part in ("seed",) or values is None:
+                continue
+            for name, value in {**values, **values.pop("options", {})}.items():
+                columns[f"{part}.{name}"] = json.dumps(value) if isinstance(value, list | dict) else value
+        return columns
+
+
+def differences(value: Any) -> dict[str, Any]:
+    """The fields of a settings object that differ from their defaults, nested, as plain values."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        own = getattr(value, field.name)
+        if own == default:
+            continue
+        found[field.name] = differences(own) if dataclasses.is_dataclass(own) else own
+    return found
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "_", text.lower())

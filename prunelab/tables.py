@@ -1,0 +1,240 @@
+"""Tables that people read: means with intervals, verdicts, the index of artefacts; as text, Markdown or HTML, the numbers beside them."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Artefact
+from prunelab.quantities import need, quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGNS = {CONFIRMED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", NOT_MEASURED: "–"}  # colour never alone
+COLOURS = {CONFIRMED: "#00805c", CONTRADICTED: "#c2410c", UNDECIDED: "#9a6700", NOT_MEASURED: "#6b7280"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text to read and the numbers behind it.
+
+    Attributes:
+        frame: as it is shown, every cell a string.
+        numbers: tidy numeric columns, for the CSV.
+        caption: one line below it; may be empty.
+        chosen: position of the row that stands out; None: no row does.
+    """
+
+    frame: pd.DataFrame
+    numbers: pd.DataFrame
+    caption: str = ""
+    chosen: int | None = None
+
+    def __str__(self) -> str:
+        """Plain text in columns; text to the left, numbers to the right."""
+        cells = [list(self.frame.columns), *self._rows()]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        right = self._numeric()
+        lines = [
+            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+            for row in cells
+        ]
+        lines.insert(1, "  ".join("─" * width for width in widths))
+        return "\n".join([*lines, *([self.caption] if self.caption else [])])
+
+    def markdown(self) -> str:
+        """For a README; a vertical bar in a cell is escaped."""
+        rule = ["---:" if right else "---" for right in self._numeric()]
+        cells = [[c.replace("|", "\\|") for c in row] for row in [list(self.frame.columns), *self._rows()]]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]]) + "\n"
+
+    def _repr_html_(self) -> str:
+        right = self._numeric()
+        head = "".join(
+            f'<th style="text-align:{"right" if r else "left"}">{html.escape(c)}</th>'
+            for c, r in zip(self.frame, right, strict=True)
+        )
+        body = []
+        for position, row in enumerate(self._rows()):
+            cells = "".join(f"<td{_cell_style(c, r)}>{html.escape(c)}</td>" for c, r in zip(row, right, strict=True))
+            body.append(f"<tr{' style=font-weight:bold' if position == self.chosen else ''}>{cells}</tr>")
+        note = f'<p style="font-size:smaller;margin:.3em 0">{html.escape(self.caption)}</p>' if self.caption else ""
+        return f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>{note}'
+
+    def _rows(self) -> list[list[str]]:
+        return [[str(cell) for cell in row] for row in self.frame.itertuples(index=False)]
+
+    def _numeric(self) -> list[bool]:
+        """For each column whether all its cells begin like a number (or are missing)."""
+        columns = list(zip(*self._rows(), strict=True)) or [()] * self.frame.shape[1]
+        return [bool(cells) and all(cell[:1] in "+-−–.0123456789▶ " for cell in cells) for cells in columns]
+
+
+def comparison(
+    rounds: pd.DataFrame,
+    by: str | Sequence[str] = "strategy",
+    metrics: Sequence[str] = ("test_accuracy", "test_f1_macro", "weights", "units", "seconds"),
+    *,
+    caption: str = "",
+    chosen: Callable[[pd.Series], bool] | None = None,
+) -> Table:
+    """Means ± half widths of 95 % t intervals over the seeds, one row per group in the order of its first appearance.
+
+    Args:
+        rounds: rows of the store, one per run that counts (select the last round first where runs have several).
+        by: column or columns that name the groups.
+        metrics: columns to compare; one that no row measured is left out.
+        caption: one line below; empty: n, the interval, and what a missing ± means.
+        chosen: tells the row of ``numbers`` that stands out.
+
+    Returns:
+        A table whose ``numbers`` are ``by``, ``n``, and each metric with ``<metric>_half``, in the units of the store.
+    """
+    import pandas as pd
+
+    from prunelab import stats
+
+    keys = [by] if isinstance(by, str) else list(by)
+    need(rounds, [*keys, *metrics], "tables.comparison")
+    shown = [metric for metric in metrics if rounds[metric].notna().any()]
+    numbers = rounds[keys].drop_duplicates().merge(rounds.groupby(keys).size().rename("n").reset_index(), on=keys)
+    for metric in shown:
+        means = stats.summarise(rounds.dropna(subset=[metric]), by=keys, columns=[metric])
+        numbers = numbers.merge(means[[*keys, metric, f"{metric}_half"]], on=keys, how="left")
+    frame = pd.DataFrame({quantity(key).label: numbers[key].astype(str) for key in keys})
+    for metric in shown:
+        frame[quantity(metric).axis] = _means(numbers[metric], numbers[f"{metric}_half"], metric)
+    frame["n"] = numbers["n"].astype(str)
+    rows = [i for i, (_, row) in enumerate(numbers.iterrows()) if chosen and chosen(row)]
+    note = "mean ± half width of the 95 % t interval over n seeds" + (
+        "; no ± where n = 1" if (numbers["n"] == 1).any() else ""
+    )
+    return Table(frame, numbers, caption or note, rows[0] if rows else None)
+
+
+def verdicts(judged: pd.DataFrame) -> Table:
+    """The table of ``papers.verdicts`` to read: claim, reported, ours, difference, tolerance, n, verdict."""
+    import pandas as pd
+
+    need(
+        judged,
+        ["text", "reported", "ours", "interval", "n", "difference", "tolerance", "rule", "verdict"],
+        "tables.verdicts",
+    )
+    rows = []
+    for row in judged.itertuples():
+        digits = _digits(row)
+        ours = f"{row.ours:,.{digits}f}" + (f" ± {row.interval:,.{digits}f}" if row.interval > 0 else "")
+        if row.rule == "shown":
+            ours = "yes" if row.ours == 1 else "no"
+        rows.append(
+            {
+                "claim": row.text,
+                "reported": _wanted(row),
+                "ours": ours if math.isfinite(row.ours) else "–",
+                "difference": f"{row.difference:+,.{digits}f}" if math.isfinite(row.difference) else "–",
+                "n": f"{row.n:.0f}" if math.isfinite(row.n) else "–",
+                "verdict": f"{SIGNS[row.verdict]} {row.verdict}",
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        judged,
+        "the interval decides: all of it on the claim's side confirms, all of it on the other contradicts",
+    )
+
+
+def summary(found: Iterable[str]) -> str:
+    """Verdicts of several claims in one phrase: ``✓ 3 of 4 confirmed, 1 undecided``."""
+    counts: dict[str, int] = {}
+    for verdict in found:
+        counts[verdict] = counts.get(verdict, 0) + 1
+    total = sum(counts.values())
+    if not total:
+        return "nothing to judge"
+    worst = next(v for v in (CONTRADICTED, UNDECIDED, NOT_MEASURED, CONFIRMED) if v in counts)
+    rest = [f"{counts[v]} {v.split(' (')[0]}" for v in (CONTRADICTED, UNDECIDED, NOT_MEASURED) if v in counts]
+    return f"{SIGNS[worst]} " + ", ".join([f"{counts.get(CONFIRMED, 0)} of {total} confirmed", *rest])
+
+
+def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
+    """Artefact, notebook, command, preset, minutes, verdict: what is committed under ``figures/``, for the README and ``status``.
+
+    Minutes and verdicts are those of the saved provenance; an artefact that was never made has none.
+
+    Args:
+        artefacts: the rows, in their order.
+        links: notebooks as Markdown links and commands as code, for the README.
+    """
+    import pandas as pd
+
+    from prunelab.pictures import saved
+
+    rows, numbers = [], []
+    for artefact in artefacts:
+        facts = saved(artefact.figure) or {}
+        found = [entry["verdict"] for entry in facts.get("verdicts") or []]
+        preset, minutes = facts.get("preset"), facts.get("minutes")
+        notebook, command = (
+            f"notebooks/{artefact.notebook}",
+            f"prunelab reproduce {artefact.id} --preset {preset or 'quick'}",
+        )
+        rows.append(
+            {
+                "artefact": artefact.title,
+                "notebook": f"[{artefact.id}]({notebook})" if links else notebook,
+                "command": f"`{command}`" if links else command,
+                "minutes": "–" if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
+                "verdict": summary(found) if facts else "not made yet",
+            }
+        )
+        numbers.append(
+            {
+                "artefact": artefact.id,
+                "preset": preset,
+                "minutes": minutes,
+                "confirmed": found.count(CONFIRMED),
+                "claims": len(found),
+            }
+        )
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers))
+
+
+def _means(means: pd.Series, halves: pd.Series, column: str) -> list[str]:
+    """``88.34 ± 0.21``, all of one column with as many decimals."""
+    shown = quantity(column)
+    digits = shown.decimals_for(means)
+    return [
+        shown.number(mean, digits) + (f" ± {shown.number(half, digits)}" if math.isfinite(half) else "")
+        for mean, half in zip(means, halves, strict=True)
+    ]
+
+
+def _digits(row: Any) -> int:
+    """Decimals of ours: two digits of its interval, or else of the tolerance, or else what the number has."""
+    scale = next((size for size in (row.interval, row.tolerance) if math.isfinite(size) and size > 0), None)
+    if scale is not None:
+        return min(max(1 - math.floor(math.log10(scale)), 0), 6)
+    return 0 if not math.isfinite(row.ours) or float(row.ours).is_integer() else 4
+
+
+def _wanted(row: Any) -> str:
+    """The reported number as a condition on ours."""
+    reported, slack = f"{row.reported:,.10g}", f"{row.tolerance:g}" if row.tolerance else ""
+    return {
+        "at_least": f"≥ {reported}{f' - {slack}' if slack else ''}",
+        "at_most": f"≤ {reported}{f' + {slack}' if slack else ''}",
+        "within": f"{reported}{f' ± {slack}' if slack else ''}",
+        "order": f"> {f'-{slack}' if slack else 0}",
+        "shown": "yes",
+    }[row.rule]
+
+
+def _cell_style(cell: str, right: bool) -> str:
+    colour = next((COLOURS[v] for v, sign in SIGNS.items() if cell.startswith(f"{sign} ")), "")
+    parts = [f"text-align:{'right' if right else 'left'}", *([f"color:{colour};font-weight:bold"] if colour else [])]
+    return f' style="{";".join(parts)}"'

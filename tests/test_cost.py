@@ -1,0 +1,187 @@
+"""Costs, against counts done by hand."""
+
+import math
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from prunelab import cost, settings
+from prunelab.errors import PrunelabError
+from prunelab.models import build, mlp
+
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+
+LENET_5_MACS = {
+    "conv_1.weight": 24 * 24 * 25 * 20,
+    "conv_2.weight": 8 * 8 * 25 * 20 * 50,
+    "dense.weight": 800 * 500,
+    "output.weight": 500 * 10,
+}
+
+
+@pytest.fixture(scope="module")
+def lenet_5() -> nn.Sequential:
+    return build(settings.Model("lenet_5"), MNIST, 10, seed=0)
+
+
+def four_numbers() -> nn.Sequential:
+    model = mlp(2, 2, 1)
+    with torch.no_grad():
+        model.hidden_1.weight.copy_(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+        model.hidden_1.bias.zero_()
+        model.output.weight.copy_(torch.tensor([[5.0, 6.0]]))
+        model.output.bias.fill_(7.0)
+    return model
+
+
+def test_the_network_of_dyprune_has_the_published_counts():
+    found = cost.summarise(build(settings.Model("mlp"), MNIST, 10, seed=0), MNIST, {})
+    assert (found.parameters, found.weights_total) == (2_797_010, 2_794_000)
+    assert found.macs == found.effective_macs == 2_794_000  # each weight of a fully connected network works once
+    assert (found.sparsity, found.compression_ratio) == (0.0, 1.0)
+
+
+def test_macs_of_lenet_5_are_those_counted_by_hand_layer_by_layer(lenet_5):
+    assert cost.layer_macs(lenet_5, MNIST) == LENET_5_MACS
+    assert cost.macs(lenet_5, MNIST) == sum(LENET_5_MACS.values()) == 2_293_000
+
+
+@pytest.mark.parametrize(("name", "flops"), [("lenet_300_100", 531_990), ("lenet_5", 4_614_930)])
+def test_macs_agree_with_the_flops_of_nnrelief_once_its_biases_are_taken_out(name, flops):
+    # NNrelief counts 2 (inputs + 1) per position and filter in a convolution and 2 inputs - 1 per neuron.
+    model = build(settings.Model(name), MNIST, 10, seed=0)
+    maps = {"conv_1": 24 * 24, "conv_2": 8 * 8}
+    biases = sum(
+        2 * maps[layer] * module.out_channels if isinstance(module, nn.Conv2d) else -module.out_features
+        for layer, module in model.named_children()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    )
+    assert 2 * cost.macs(model, MNIST) + biases == flops
+
+
+def test_macs_of_the_small_lenet_5_are_those_that_fvcore_gives():
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 5), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(256, 120), nn.Linear(120, 84), nn.Linear(84, 10)),
+    )
+    assert cost.macs(model, MNIST) == 281_640
+
+
+def test_macs_count_padding_stride_and_groups():
+    depthwise = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4, stride=2))
+    assert cost.macs(depthwise, (4, 8, 8)) == 4 * 4 * 9 * 4
+    assert cost.layer_macs(depthwise, (4, 8, 8)) == {"0.weight": 4 * 4 * 9 * 4}
+    model = build(settings.Model("dropnet_b"), MNIST, 10, seed=0)
+    assert cost.macs(model, MNIST) == 28 * 28 * 9 * 64 + 14 * 14 * 9 * 64 * 64 + 49 * 64 * 10
+
+
+def test_effective_macs_weight_each_layer_by_its_own_density(lenet_5):
+    conv = torch.ones(50, 20, 5, 5, dtype=torch.bool)
+    conv[:, :15] = False  # a quarter of the kernels stays
+    dense = torch.zeros(500, 800, dtype=torch.bool)
+    dense[:10, :7] = True
+    left = LENET_5_MACS["conv_1.weight"] + LENET_5_MACS["conv_2.weight"] // 4 + 70 + 5_000
+    assert cost.effective_macs(lenet_5, {"conv_2.weight": conv, "dense.weight": dense}, MNIST) == left
+    assert cost.effective_macs(lenet_5, {}, MNIST) == cost.macs(lenet_5, MNIST)
+
+
+def test_masks_decide_what_is_zero_and_the_values_do_where_there_are_none():
+    model = four_numbers()
+    masks = {
+        "hidden_1.weight": torch.tensor([[True, True], [False, False]]),
+        "hidden_1.bias": torch.tensor([True, False]),
+    }
+    assert cost.nonzero(model) == 3 + 0 + 2 + 1
+    assert cost.nonzero(model, {}) == 4 + 2 + 2 + 1  # the zeros that are there were not pruned
+    assert cost.nonzero(model, masks) == 2 + 1 + 2 + 1
+    assert cost.effective_macs(model, None, (2,)) == 5
+    found = cost.summarise(model, (2,), masks)
+    assert found == cost.Cost(9, 6, 4, 6, 6, 4, 9 * 4)
+    assert found.sparsity == pytest.approx(1 / 3)
+    assert found.compression_ratio == 1.5
+
+
+def test_the_compression_ratio_looks_at_the_same_parameters_on_both_sides():
+    model, masks = four_numbers(), {"hidden_1.weight": torch.tensor([[True, False], [False, False]])}
+    weights = cost.prunable_weights(model)
+    assert weights == {"hidden_1.weight": 4, "output.weight": 2}
+    assert cost.compression_ratio(model, masks, ["hidden_1.weight"]) == 4
+    assert cost.compression_ratio(model, masks, weights) == 2
+    assert cost.compression_ratio(model, masks) == 9 / 6
+    assert cost.compression_ratio(model, {"output.bias": torch.tensor([False])}, ["output.bias"]) == math.inf
+    assert cost.parameters(model, ["output.weight", "output.bias"]) == 3
+
+
+def test_bytes_include_buffers_and_the_width_of_the_numbers():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).half()
+    assert cost.summarise(model, (3,)).bytes == 2 * (6 + 2 + 2 + 2 + 2 + 2) + 8  # num_batches_tracked is one int64
+
+
+def test_a_weight_that_works_twice_costs_twice():
+    layer = nn.Linear(3, 3)
+    twice = nn.Sequential(layer, nn.ReLU(), layer)
+    assert cost.layer_macs(twice, (3,)) == {"0.weight": 18}
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    one_left = torch.zeros(3, 3, dtype=torch.bool)
+    one_left[0, 0] = True
+    assert cost.parameters(tied) == 9 + 6
+    assert cost.effective_macs(tied, {"0.weight": one_left}, (3,)) == 2
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        return x @ x.transpose(-1, -2)
+
+
+def test_products_without_a_weight_count_and_stay_dense():
+    model = nn.Sequential(nn.Linear(5, 5, bias=False), Attention())
+    assert cost.macs(model, (7, 5)) == 7 * 25 + 7 * 7 * 5
+    nothing = {"0.weight": torch.zeros(5, 5, dtype=torch.bool)}
+    assert cost.effective_macs(model, nothing, (7, 5)) == 7 * 7 * 5
+
+
+def test_counting_changes_neither_the_model_nor_the_generator():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(2, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert cost.macs(model, (1, 3, 3)) == 18 + 4  # batch norm in training refuses a single value; counting does not
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_that_torch_prunes_can_be_counted():
+    model = torch_prune.l1_unstructured(nn.Linear(4, 4), "weight", amount=0.5)
+    assert cost.macs(model, (4,)) == 16
+    assert model.weight.device.type == "cpu"
+
+
+def test_a_mask_that_fits_nothing_is_refused_in_one_line(lenet_5):
+    with pytest.raises(PrunelabError, match=r"'conv_1.weigth'.*did you mean 'conv_1.weight'"):
+        cost.nonzero(lenet_5, {"conv_1.weigth": torch.ones(20, 1, 5, 5)})
+    with pytest.raises(PrunelabError, match=r"'conv_1.bias' has shape \(3,\), its parameter \(20,\)"):
+        cost.summarise(lenet_5, MNIST, {"conv_1.bias": torch.ones(3)})
+    with pytest.raises(PrunelabError, match=r"did you mean 'conv_1\.bias'"):
+        cost.parameters(lenet_5, ["conv1.bias"])
+
+
+def test_an_input_that_does_not_fit_is_refused_in_one_line(lenet_5):
+    with pytest.raises(PrunelabError, match=r"takes no input of shape \(3, 32, 32\)") as caught:
+        cost.macs(lenet_5, CIFAR)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_summary_of_lenet_5_is_cheap_enough_for_every_round(lenet_5):
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in lenet_5.named_parameters()}
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        cost.summarise(lenet_5, MNIST, masks)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(30)) < 0.02  # 3 ms where nothing else runs

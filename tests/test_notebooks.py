@@ -1,0 +1,55 @@
+"""Every committed notebook is fit to be committed, and runs from end to end at preset smoke."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunelab import papers, paths
+from prunelab.notebook_runner import check_parameters, declared_parameters, run, tidy
+
+NOTEBOOKS = sorted(
+    file.relative_to(paths.notebooks()).as_posix()
+    for file in paths.notebooks().rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in file.parts
+)
+ARTEFACTS = papers.artefacts()
+OTHERS = sorted(set(NOTEBOOKS) - {artefact.notebook for artefact in ARTEFACTS})
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_is_tidy(notebook):
+    assert tidy(paths.notebooks() / notebook) == []
+
+
+@pytest.mark.parametrize("artefact", ARTEFACTS, ids=lambda artefact: artefact.id)
+@pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
+def test_a_notebook_takes_the_values_of_every_preset(artefact, preset):
+    values = artefact.parameters(preset)
+    assert check_parameters(paths.notebooks() / artefact.notebook, values) == values
+
+
+def run_at_smoke(notebook: str, parameters: dict, tmp_path: Path) -> Path:
+    """Run a notebook with figures and runs in the test's own folder; returns the folder of the figures."""
+    places = {"PRUNELAB_FIGURES": str(tmp_path / "figures"), "PRUNELAB_RUNS": str(tmp_path / "runs")}
+    run(paths.notebooks() / notebook, tmp_path / "executed.ipynb", parameters, time_limit=300, environment=places)
+    return tmp_path / "figures"
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("artefact", ARTEFACTS, ids=lambda artefact: artefact.id)
+def test_the_notebook_of_an_artefact_runs_and_leaves_its_figure(artefact, tmp_path):
+    figures = run_at_smoke(artefact.notebook, artefact.parameters("smoke"), tmp_path)
+    base = figures / "smoke" / artefact.figure
+    facts = json.loads(base.with_name(base.name + ".json").read_text(encoding="utf-8"))
+    assert facts["artefact"] == artefact.id
+    assert facts["preset"] == "smoke"
+    assert facts["alt"]
+    assert len(base.with_name(base.name + ".csv").read_text(encoding="utf-8").splitlines()) > 1
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("notebook", OTHERS)
+def test_a_notebook_of_no_artefact_runs(notebook, tmp_path):
+    parameters = {"preset": "smoke"} if "preset" in declared_parameters(paths.notebooks() / notebook) else {}
+    run_at_smoke(notebook, parameters, tmp_path)

@@ -1,0 +1,262 @@
+"""One loop for one run and many: equal to torch's own optimisers, equal in company, deterministic, masked for good."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score
+from torch import nn
+
+from prunelab import models
+from prunelab.data import load
+from prunelab.errors import PrunelabError
+from prunelab.masks import Masks
+from prunelab.models import mlp
+from prunelab.settings import Data, Model, Train
+from prunelab.shrink import compact
+from prunelab.stack import Stack, stackable
+from prunelab.train import Member, Population, device, f1_macro, generator
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(Data("digits", train_size=300))
+
+
+def member(seed=0, train=None, masks=None, model="mlp", hidden=(20, 12), data=None):
+    shape, classes = (data.shape, len(data.classes)) if data else ((1, 8, 8), 10)
+    net = models.build(Model(model, hidden), shape, classes, seed)
+    if masks is None:
+        masks = Masks.ones(net)
+    return Member(net, train or Train(epochs=5, batch_size=32), masks, generator(seed, "order"))
+
+
+def half_masks(net, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return Masks(
+        {n: torch.rand(p.shape, generator=draw) < 0.5 for n, p in net.named_parameters() if n.endswith("weight")}
+    )
+
+
+def weights(m):
+    return {name: p.detach().clone() for name, p in m.model.named_parameters()}
+
+
+OPTIMISERS = {
+    "sgd": (Train(epochs=3, batch_size=32, optimiser="sgd", lr=0.1), lambda ps: torch.optim.SGD(ps, lr=0.1)),
+    "momentum": (
+        Train(epochs=3, batch_size=32, optimiser="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4),
+        lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9, weight_decay=5e-4),
+    ),
+    "adam": (
+        Train(epochs=3, batch_size=32, optimiser="adam", weight_decay=5e-4),
+        lambda ps: torch.optim.Adam(ps, lr=1e-3, weight_decay=5e-4),
+    ),
+    "adamw": (
+        Train(epochs=3, batch_size=32, weight_decay=0.01),
+        lambda ps: torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_run_equals_the_loop_one_would_write_by_hand(digits, name):
+    train, optimiser = OPTIMISERS[name]
+    ours = member(train=train)
+    theirs = models.build(Model("mlp", (20, 12)), (1, 8, 8), 10, 0)
+    step, order = optimiser(theirs.parameters()), generator(0, "order")
+    population = Population(digits)
+    for _ in range(2):
+        population.epoch([ours])
+        for rows in torch.randperm(len(digits.train.y), generator=order).split(32):
+            step.zero_grad()
+            F.cross_entropy(theirs(digits.scale(digits.train.x[rows])), digits.train.y[rows]).backward()
+            step.step()
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(ours.model.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("model", ["mlp", "dropnet_b"])
+def test_company_changes_nothing(digits, name, model):
+    """A population of four with masks, widths and ages of their own, against each of them alone."""
+    train = OPTIMISERS[name][0]
+
+    def make():
+        hidden = (20, 12) if model == "mlp" else (6, 5)
+        crowd = [member(seed, train, model=model, hidden=hidden) for seed in range(4)]
+        crowd[1].change(crowd[1].model, half_masks(crowd[1].model))
+        thin = half_masks(crowd[2].model, 7) & half_masks(crowd[2].model, 8) & half_masks(crowd[2].model, 9)
+        small = compact(crowd[2].model, thin)
+        crowd[2].change(small.model, Masks({n: small.cut(n, m) for n, m in thin.items()}))
+        Population(digits).epoch(crowd[3:])  # one epoch older than the others
+        return crowd
+
+    together, alone = make(), make()
+    population = Population(digits)
+    for _ in range(2):
+        population.epoch(together)
+    for one in alone:
+        single = Population(digits)
+        for _ in range(2):
+            single.epoch([one])
+    for a, b in zip(together, alone, strict=True):
+        for parameter, value in weights(a).items():
+            torch.testing.assert_close(value, weights(b)[parameter], rtol=1e-4, atol=1e-5)
+    joint = population.evaluate(together, digits.test)
+    for a, b in zip(joint, [Population(digits).evaluate([m], digits.test)[0] for m in alone], strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-3)
+
+
+def test_small_runs_do_share_a_stack(digits):
+    crowd = [member(seed) for seed in range(3)]
+    assert {epoch.lockstep for epoch in Population(digits).epoch(crowd)} == {3}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_what_is_pruned_stays_zero_with_its_optimiser_state(digits, name):
+    runs = [member(seed, OPTIMISERS[name][0]) for seed in range(2)]
+    for run in runs:
+        run.change(run.model, half_masks(run.model))
+    population = Population(digits)
+    for _ in range(3):
+        population.epoch(runs)
+    for run in runs:
+        for parameter, mask in run.masks.items():
+            assert (run.model.get_parameter(parameter)[~mask] == 0).all()
+            assert (run.model.get_parameter(parameter)[mask] != 0).any()
+            for moments in run.moments.values():
+                assert (moments[parameter][~mask] == 0).all()
+
+
+def test_moments_survive_a_change_of_shape(digits):
+    run = member(train=Train(epochs=9, batch_size=32))
+    population = Population(digits)
+    population.epoch([run])
+    thin = half_masks(run.model, 1) & half_masks(run.model, 2) & half_masks(run.model, 3)
+    small = compact(run.model, thin)
+    cut = {kind: {n: small.cut(n, t) for n, t in own.items()} for kind, own in run.moments.items()}
+    steps = run.steps
+    run.change(small.model, Masks({n: small.cut(n, m) for n, m in thin.items()}), cut)
+    assert run.steps == steps > 0
+    assert run.moments["exp_avg"]["output.weight"].abs().sum() > 0
+    population.epoch([run])
+    assert all(t.shape == run.model.get_parameter(n).shape for own in run.moments.values() for n, t in own.items())
+
+
+def test_same_seed_same_bits_other_seed_other_bits(digits):
+    def trained(seed):
+        run = member(seed)
+        Population(digits).epoch([run])
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    assert torch.equal(trained(3), trained(3))
+    assert not torch.equal(trained(3), trained(4))
+
+
+def test_training_leaves_the_global_generator_alone(digits):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    Population(digits).epoch([member()])
+    assert torch.rand(1) == expected
+
+
+def test_a_diverged_run_fails_alone_and_says_where(digits):
+    wild, tame = (
+        member(0, Train(optimiser="sgd", lr=1e18, batch_size=32)),
+        member(1, Train(optimiser="sgd", lr=0.1, batch_size=32)),
+    )
+    Population(digits).epoch([wild, tame])
+    assert "not finite from batch" in wild.failure
+    assert "epoch 1" in wild.failure
+    assert tame.failure is None
+    assert all(p.isfinite().all() for p in tame.model.parameters())
+
+
+def test_early_stopping_counts_epochs_without_a_lower_loss():
+    run = member(train=Train(epochs=50, patience=2))
+    for loss, done in [(1.0, False), (0.9, False), (0.95, False), (0.9, True)]:
+        run.observe(loss)
+        assert run.done is done
+    assert run.best_loss == 0.9
+
+
+def test_best_weights_come_back_only_when_asked(digits):
+    run = member(train=Train(epochs=9, restore_best=True, batch_size=32))
+    population = Population(digits)
+    population.epoch([run])
+    run.observe(0.5)
+    best = weights(run)
+    population.epoch([run])
+    run.observe(0.6)
+    assert not torch.equal(weights(run)["output.weight"], best["output.weight"])
+    run.restore_best()
+    assert all(torch.equal(value, best[name]) for name, value in weights(run).items())
+
+
+def test_learning_rate_falls_at_its_milestones():
+    run = member(train=Train(epochs=9, lr=1.0, lr_milestones=(2, 4), lr_factor=0.1))
+    rates = []
+    for run.epoch in range(6):
+        rates.append(run.lr)
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_loss_of_batches_weighs_a_short_last_batch_like_a_full_one(digits):
+    run = member(train=Train(batch_size=200))
+    found = Population(digits).evaluate([run], digits.test)[0]
+    with torch.no_grad():
+        each = F.cross_entropy(run.model(digits.scale(digits.test.x)), digits.test.y, reduction="none")
+    assert found.loss == pytest.approx(each.mean().item(), rel=1e-5)
+    assert found.loss_of_batches == pytest.approx(
+        torch.stack([b.mean() for b in each.split(200)]).mean().item(), rel=1e-5
+    )
+
+
+def test_f1_macro_by_hand_and_against_scikit_learn():
+    y, predicted = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 1])
+    # class 0: 2*1/(2+0+1) = 2/3; class 1: 2*1/(2+2+0) = 1/2; class 2: 0
+    assert f1_macro(predicted, y, 3) == pytest.approx((2 / 3 + 1 / 2) / 3)
+    draw = torch.Generator().manual_seed(0)
+    y, predicted = torch.randint(0, 5, (200,), generator=draw), torch.randint(0, 5, (200,), generator=draw)
+    assert f1_macro(predicted, y, 5) == pytest.approx(f1_score(y, predicted, average="macro"))
+
+
+def test_a_stack_is_the_models_side_by_side():
+    nets = [mlp(6, 5, 3), mlp(6, 4, 3)]
+    x = torch.randn(2, 7, 6)
+    expected = torch.stack([net(part) for net, part in zip(nets, x, strict=True)])
+    shared = torch.stack([net(x[0]) for net in nets])
+    stack = Stack(nets)
+    torch.testing.assert_close(stack(x), expected)
+    torch.testing.assert_close(stack(x[0], shared=True), shared)
+    assert nets[1].hidden_1.weight.shape == (4, 6)
+
+
+def test_models_that_are_no_chain_train_alone(digits):
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(64, 64)
+            self.output = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.output(x + self.first(x).relu())
+
+    assert not stackable(Skip())
+    runs = [Member(net, Train(batch_size=32), Masks.ones(net), generator(0, "order")) for net in (Skip(), Skip())]
+    assert [epoch.lockstep for epoch in Population(digits).epoch(runs)] == [1, 1]
+    assert all(math.isfinite(e.loss) for e in Population(digits).evaluate(runs, digits.test))
+
+
+def test_absent_cuda_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(PrunelabError, match="no usable CUDA; use device='auto' or 'cpu'"):
+        device("cuda")
+    with pytest.raises(PrunelabError, match="no such device"):
+        device("gpuu")
+    assert device("auto").type == "cpu"
