@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from prunelab import frames, records
 from prunelab.records import CHECKPOINT, FAILED, Checkpoint, StoreError, Tensors
 from prunelab.settings import Run
 
+PROCESS = uuid.uuid4().hex  # not the number of the process, which two machines that share a store may have in common
 log = logging.getLogger(__name__)
 
 
@@ -92,21 +94,22 @@ class Place:
         return filelock.FileLock(self.lock_file, thread_local=False)
 
     def acquire(self, lock: filelock.BaseFileLock, wait: bool) -> None:
-        """Acquire ``lock``; for errors see ``claim``."""
+        """Acquire ``lock``; for errors see ``Store.claim``."""
         with records.writing(self.root):
             self.lock_file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 # Not 0: who only asks for the status holds the lock for some microseconds.
                 lock.acquire(timeout=0.02, poll_interval=0.004)
-                return
             except filelock.Timeout:
                 if not wait:
                     raise Busy(f"{self.id} is being trained already: wait for it, or leave it out") from None
-            log.info("waiting for %s, which another process trains", self.id)
-            try:
+                with contextlib.suppress(OSError):
+                    if self.lock_file.read_text() == PROCESS:
+                        raise Busy(f"{self.id} is claimed twice by the same process: name each run once") from None
+                log.info("waiting for %s, which another process trains", self.id)
                 lock.acquire(timeout=-1, poll_interval=0.2)
-            except RuntimeError:
-                raise StoreError(f"{self.id} is claimed twice by the same process: name each run once") from None
+            with contextlib.suppress(OSError):  # it only helps to tell a process that it waits for itself
+                self.lock_file.write_text(PROCESS)
 
     def held(self) -> bool:
         """Whether a process holds the run at this moment."""

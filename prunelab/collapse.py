@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunelab.masks import Masks
 
-# These treat each unit by itself, so what follows a dead unit is dead; behind any other module all units count as alive.
+# These treat each unit by itself, so a dead unit stays dead; behind any other module all units count as alive.
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
 _UNIT_BY_UNIT = (*_ACTIVATIONS, *_POOLING, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Identity)
@@ -16,9 +16,9 @@ _UNIT_BY_UNIT = (*_ACTIVATIONS, *_POOLING, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dr
 def dead_layers(model: nn.Module, masks: Masks) -> list[str]:
     """Names of the layers behind which nothing depends on the input any more.
 
-    A layer is dead when its whole weight is masked. In a chain (an ``nn.Sequential``, nested or not) it is also dead when
-    all weights that it keeps come from units without a path to the inputs; only the layer where the path breaks is named.
-    In other models paths are not followed, since a skip connection may keep them alive.
+    A layer is dead when its whole weight is masked. In a chain (an ``nn.Sequential``, nested or not) it is also dead
+    when all weights that it keeps come from units without a path to the inputs; only the layer where the path breaks is
+    named. In other models paths are not followed, since a skip connection may keep them alive.
     """
     dead = [name.removesuffix(".weight") for name, mask in masks.items() if mask.ndim > 1 and not masks.counts[name]]
     alive: Tensor | None = None  # which units of the layer before have a path to the inputs; None: all

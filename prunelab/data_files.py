@@ -107,9 +107,13 @@ def _walk_tar(place: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
                 yield entry.name, None
             elif entry.isfile() and (stream := archive.extractfile(entry)):
                 yield entry.name, stream.read
-        # A tar that was cut between two members reads without an error; only the closing blocks are gone.
-        if place.suffix == ".tar" and archive.offset >= place.stat().st_size:
-            raise EOFError("its end is missing")
+        # tarfile takes a cut or a damaged header for the end; the true end is a block of zeros. Reading on to the last
+        # byte makes a compressed file check its checksum.
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("it is damaged or its end is missing")
+        while archive.fileobj.read(1 << 20):
+            pass
 
 
 def decode(images: Sequence[Named], where: Path) -> Tensor:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -47,6 +48,7 @@ class Results:
         loaded: how many were there already.
         trained: how many were trained now.
         failed: id -> why, for runs that could not be finished.
+        strategies: name -> ids, where the runs were given under names.
     """
 
     ids: list[str]
@@ -54,22 +56,32 @@ class Results:
     loaded: int
     trained: int
     failed: dict[str, str]
+    strategies: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     @property
     def rounds(self) -> pd.DataFrame:
         """One row per run and round."""
-        return self.store.rounds(self.ids)
+        return self._named(self.store.rounds(self.ids))
 
     @property
     def epochs(self) -> pd.DataFrame:
         """One row per run and epoch."""
-        return self.store.epochs(self.ids)
+        return self._named(self.store.epochs(self.ids))
 
     @property
     def last(self) -> pd.DataFrame:
         """The last round of every run."""
         rounds = self.rounds
-        return rounds.loc[rounds.groupby("id")["round"].idxmax()].reset_index(drop=True)
+        return rounds.loc[rounds.groupby("id")["round"].idxmax().sort_values()].reset_index(drop=True)
+
+    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """With a first column ``strategy``, in the order in which the strategies were given."""
+        if not self.strategies:
+            return frame
+        names = pd.DataFrame(
+            [(name, i) for name, ids in self.strategies.items() for i in ids], columns=["strategy", "id"]
+        )
+        return names.merge(frame, on="id", how="inner")
 
     def __str__(self) -> str:
         failed = "".join(f"; {id_} failed: {reason}" for id_, reason in self.failed.items())
@@ -77,7 +89,7 @@ class Results:
 
 
 def run_all(
-    runs: Iterable[Run],
+    runs: Iterable[Run] | Mapping[str, Iterable[Run]],
     *,
     store: Store | None = None,
     device: str = "auto",
@@ -87,7 +99,8 @@ def run_all(
     """Load what the store has, train the rest.
 
     Args:
-        runs: what to run; a run that is named twice is trained once.
+        runs: what to run, or name -> runs, which gives the tables a column ``strategy``; a run that is named twice is
+            trained once.
         store: where results lie; None: the store of the repository, or of ``PRUNELAB_RUNS``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
@@ -99,7 +112,8 @@ def run_all(
     Raises:
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
-    runs = list({run.id: run for run in runs}.values())
+    named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
+    runs = list({run.id: run for run in (itertools.chain(*named.values()) if named else runs)}.values())
     store = store or Store()
     where = _device(device)
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
@@ -107,8 +121,9 @@ def run_all(
     jobs = max(1, min(jobs or (1 if where.type == "cuda" else _cores()), len(missing)))
     if missing:
         _train_all(missing, store, str(where), jobs, progress)
-    failed = {run.id: store.failure(run) for run in runs if store.status(run) == "failed"}
-    return Results([run.id for run in runs], store, len(runs) - len(missing), len(missing), failed)
+    failed = {run.id: store.place(run.id).reason() or "" for run in runs if store.status(run) == "failed"}
+    strategies = {name: [run.id for run in group] for name, group in named.items()}
+    return Results([run.id for run in runs], store, len(runs) - len(missing), len(missing), failed, strategies)
 
 
 _device = device  # the parameter of run_all shadows the function
@@ -430,10 +445,10 @@ class _Active:
         scores = None if change.scores is None else self._in_dense(self._per_weight(change.scores), self.index)
         chosen = self._in_dense(change.masks_before_removal, self.index)
         self.round += 1
-        self.removals.add(self.round, Masks(before), Masks(chosen), scores)
+        self.removals = self.removals.add(self.round, Masks(before), Masks(chosen), scores)
         self.index = then(self.index, change.index)
         left = self._in_dense(change.masks, self.index)
-        self.removals.add(self.round, Masks(chosen), Masks(left), None)  # went with their unit
+        self.removals = self.removals.add(self.round, Masks(chosen), Masks(left), None)  # went with their unit
         self.requested = 1 - (1 - self.requested) * (1 - change.rate)
 
     def _in_dense(self, tensors: Mapping[str, Tensor], index: Mapping[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:

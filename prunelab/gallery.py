@@ -34,8 +34,8 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         more: further entries, for instance ``protocol``, ``verdicts``; they win.
 
     Returns:
-        Plain values: n (runs of the smallest to largest group with the same settings, as text), interval, data, hardware, seconds of
-        all runs as ``minutes``, versions and commit.
+        Plain values, those that are known: preset, n (seeds, in words), interval, data, hardware, runs, minutes
+        (training and pruning of all runs), git_commit, torch_version.
     """
     if preset not in PRESETS:
         raise PrunelabError(f"preset = {preset!r}: {nearest(preset, PRESETS)}")
@@ -78,8 +78,8 @@ class Saved(NamedTuple):
 def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
     """Write ``<figures>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
 
-    All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under ``figures/smoke/``;
-    ``quick`` never replaces an artefact of preset ``paper``, it goes to ``figures/quick/`` then.
+    All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under
+    ``figures/smoke/``; ``quick`` never replaces an artefact of preset ``paper``, it goes to ``figures/quick/`` then.
 
     Args:
         picture: what is shown; None for an artefact that is only a table.
@@ -130,7 +130,7 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
 
 
 def saved(artefact: str, preset: str | None = None) -> dict[str, Any] | None:
-    """The provenance of a saved artefact (below ``figures/<preset>/`` where one is given); None where it was never saved.
+    """The provenance of a saved artefact, of ``figures/<preset>/`` where one is given; None where it was never saved.
 
     Raises:
         PrunelabError: the file is there and is not what ``save`` writes.
@@ -172,7 +172,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: NumPy scalars, dataclasses and tables become plain ones, what is not finite becomes null."""
+    """``value`` as JSON knows it: arrays, dataclasses and tables become plain, what is not finite becomes null."""
     if hasattr(value, "to_dict") and hasattr(value, "columns"):
         return plain(value.to_dict(orient="records"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -36,12 +36,20 @@ def reference() -> dict[str, Any]:
 
 
 def groups(means: pd.DataFrame, hue: str | None, rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-    """The series of a table of means, in the order in which they first appear in ``rows``; one nameless one if no hue."""
+    """The series of a table of means, in the order of their first appearance in ``rows``; without hue all are one."""
     return [(name, means[means[hue] == name]) for name in rows[hue].unique()] if hue else [("", means)]
 
 
 def bars(
-    ax: Axes, means: pd.DataFrame, x: str, y: str, *, spread: bool = False, alpha: float = 1, zorder: float = 3, **look: Any
+    ax: Axes,
+    means: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    spread: bool = False,
+    alpha: float = 1,
+    zorder: float = 3,
+    **look: Any,
 ) -> None:
     """Means with the half widths of their intervals, of x too where ``spread``; a single run has no interval."""
     across, up = quantity(x), quantity(y)
@@ -59,12 +67,13 @@ def dots(ax: Axes, x: Any, y: Any, look: Mapping[str, Any]) -> None:
     ax.plot(x, y, marker=look["marker"], color=look["color"], **small)
 
 
-def runs(ax: Axes, rows: pd.DataFrame, column: str, label: str, position: int) -> pd.Series:
+def runs(ax: Axes, rows: pd.DataFrame, column: str, label: str, position: int, **more: Any) -> pd.Series:
     """Every run thin over its epochs, their mean thick; the mean, which is returned, ends where the first run ends."""
-    look, count = series(position), rows["id"].nunique()
+    look, count = {**series(position), **more}, rows["id"].nunique()
     if count > 1:
+        thin = {**look, "marker": "", "linewidth": 0.7, "alpha": 0.45}
         for _, run in rows.groupby("id"):
-            ax.plot(run["epoch"], run[column], color=look["color"], linestyle=look["linestyle"], linewidth=0.7, alpha=0.45)
+            ax.plot(run["epoch"], run[column], **thin)
     grouped = rows.groupby("epoch")[column].agg(["mean", "count"])
     mean = grouped.loc[grouped["count"] == count, "mean"]
     ax.plot(mean.index, mean, label=label, markevery=max(len(mean) // 8, 1), markersize=4, **look)
@@ -103,5 +112,6 @@ def spell(counts: pd.Series) -> str:
 
 
 def counted(means: pd.DataFrame) -> dict[str, str]:
-    """n and interval of a table of means, for the caption."""
-    return {"n": f"{spell(means['n'])} seeds", "interval": INTERVAL if means["n"].max() > 1 else ""}
+    """The n and the interval of a table of means, for the caption."""
+    several = means["n"].max() > 1
+    return {"n": f"{spell(means['n'])} seed{'s' if several else ''}", "interval": INTERVAL if several else ""}

@@ -143,10 +143,10 @@ class Masks(Mapping[str, Tensor]):
     def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Keep pruned weights pruned in a training loop of your own.
 
-        Now, and after each ``optimizer.step()``, the pruned weights and the optimiser's state at their places (momentum,
-        Adam's moments: whatever has the parameter's shape) are set to zero, so that neither momentum nor weight decay
-        brings them back. Gradients are left as they are. A dense state_dict that is loaded meanwhile is pruned by the
-        next step, or at once by ``apply_``.
+        Now, and after each ``optimizer.step()``, the pruned weights and the optimiser's state at their places
+        (momentum, Adam's moments: whatever has the parameter's shape) are set to zero, so that neither momentum nor
+        weight decay brings them back. Gradients are left as they are. A dense state_dict that is loaded meanwhile is
+        pruned by the next step, or at once by ``apply_``.
 
         Args:
             model: The model; it gets no hooks.
@@ -250,8 +250,8 @@ class Masks(Mapping[str, Tensor]):
 def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
     """Names of the parameters that may be pruned: the weights of Linear and Conv2d layers, in the order of the modules.
 
-    Biases are not among them: they are few, and go only together with their whole unit. A weight that two layers share
-    is named once.
+    Biases are not among them: they are few, and go only together with their whole unit. A weight that two layers
+    share is named once.
 
     Args:
         model: Any module.
@@ -277,7 +277,8 @@ def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
             continue
         weight = module._parameters.get("weight")
         if weight is None:
-            raise MaskError(f"layer {name!r} has a weight that is computed (torch.nn.utils.prune?): make it plain first")
+            why = "computed, as by torch.nn.utils.prune or a parametrisation: make it a plain parameter first"
+            raise MaskError(f"the weight of layer {name!r} is {why}")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise MaskError(f"layer {name!r} is lazy and has no shape yet: run one batch through the model first")
         names.setdefault(id(weight), f"{name}.weight" if name else "weight")
@@ -304,7 +305,12 @@ def _density(kept: int, total: int) -> float:
 def _share(kept: int, total: int) -> list[str]:
     """Cells: kept, total, density, and the density as a bar of up to ten blocks, each of eight steps."""
     steps = max(round(_density(kept, total) * 80), int(kept > 0))
-    return [f"{kept:,}", f"{total:,}", f"{_density(kept, total):.4f}", "█" * (steps // 8) + " ▏▎▍▌▋▊▉"[steps % 8].strip()]
+    return [
+        f"{kept:,}",
+        f"{total:,}",
+        f"{_density(kept, total):.4f}",
+        "█" * (steps // 8) + " ▏▎▍▌▋▊▉"[steps % 8].strip(),
+    ]
 
 
 def _shape(tensor: Tensor) -> str:

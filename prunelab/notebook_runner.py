@@ -149,7 +149,7 @@ def _execute(
         left = min(end - time.monotonic(), math.inf if cell_timeout is None else cell_timeout)
         return None if math.isinf(left) else max(left, 0.001)  # 0 would mean no limit
 
-    reason = fate = ""
+    reason = fate = told = ""
     try:
         papermill.execute_notebook(
             _no_fields(path),
@@ -165,8 +165,8 @@ def _execute(
             kernel_manager_class=_own_kernel(scratch, log, environment),
             config=Config({"KernelManager": {**_transport(scratch), "shutdown_wait_time": SHUTDOWN}}),
         )
-    except papermill.PapermillExecutionError:
-        pass  # the executed copy holds it, with its cell
+    except papermill.PapermillExecutionError as error:
+        told = short(str(error))  # the executed copy has it too, with the number of its cell
     except CellTimeoutError:
         all_cells = time.monotonic() >= end
         fate = f"was cut off: all cells took {time_limit:g} s" if all_cells else f"took longer than {cell_timeout:g} s"
@@ -175,7 +175,9 @@ def _execute(
     except Exception as error:  # noqa: BLE001 - whatever papermill and its libraries raise is a reason, and is told
         reason = short(f"{type(error).__name__}: {error}") + _last_line(log)
     found = _problems(nbformat.read(part, 4), current, fate) if part.exists() else []
-    return [reason, *found] if reason else found
+    if reason or not found:  # whatever was raised, it is never taken for success
+        found = [line for line in (reason or fate or told, *found) if line]
+    return found
 
 
 def _last_line(log: Path) -> str:

@@ -121,7 +121,7 @@ class Artefact:
             )
         if set(self.presets) != {"smoke", "quick", "paper"}:
             raise ValueError(
-                f"artefact {self.id!r}: presets should be smoke, quick and paper, got {', '.join(self.presets) or 'none'}"
+                f"artefact {self.id!r}: presets should be smoke, quick, paper, got {', '.join(self.presets) or 'none'}"
             )
         names = [claim.id for claim in self.claims]
         if len(set(names)) < len(names):
@@ -190,7 +190,7 @@ def artefacts(paper: str | None = None) -> tuple[Artefact, ...]:
     return tuple(artefact for artefact in _own()[1] if paper in (None, artefact.paper))
 
 
-def artefact(id: str) -> Artefact:  # noqa: A002 - it is what the artefact calls it
+def artefact(id: str) -> Artefact:
     """The artefact of that id; a wrong one gets the nearest."""
     for known in _own()[1]:
         if known.id == id:
@@ -214,12 +214,13 @@ def judge(claim: Claim, ours: Any) -> str:
     shown     what is to be seen is seen      is True                     is False
     ========  ==============================  ==========================  =========================
 
-    Otherwise the interval spans the threshold: undecided. A plain number is an interval of half width 0. The mean of a single run has
-    no finite interval: undecided. None, NaN: not measured.
+    Otherwise the interval spans the threshold: undecided. A plain number is an interval of half width 0. The mean of a
+    single run has no finite interval: undecided. None, NaN: not measured.
 
     Args:
         claim: what is judged.
-        ours: None, a number, a truth value, or anything with ``mean``, ``half`` and ``n`` (``stats.Interval``), in the claim's unit.
+        ours: None, a number, a truth value, or anything with ``mean``, ``half`` and ``n`` (``stats.Interval``), in the
+            claim's unit.
     """
     if ours is None:
         return NOT_MEASURED
@@ -257,7 +258,7 @@ def _interval(claim: Claim, ours: Any) -> tuple[float, float, float]:
         ) from None
 
 
-def verdicts(id: str, ours: Mapping[str, Any]) -> pd.DataFrame:  # noqa: A002 - as above
+def verdicts(id: str, ours: Mapping[str, Any]) -> pd.DataFrame:
     """Every claim of an artefact beside our numbers.
 
     Args:
@@ -265,8 +266,8 @@ def verdicts(id: str, ours: Mapping[str, Any]) -> pd.DataFrame:  # noqa: A002 - 
         ours: our number for each quantity; what is left out counts as not measured.
 
     Returns:
-        claim (its id), text, source, rule, reported, tolerance, ours (mean; 1 or 0 for a truth value), interval (half width), n,
-        difference (ours - reported), verdict. What does not exist is NaN.
+        claim (its id), text, source, rule, reported, tolerance, ours (mean; 1 or 0 for a truth value), interval (half
+        width), n, difference (ours - reported), verdict. What does not exist is NaN.
 
     Raises:
         PapersError: a quantity that no claim of the artefact asks for, or a value that is neither number nor interval.

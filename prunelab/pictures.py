@@ -1,4 +1,4 @@
-"""A picture and what belongs to it: the one style, a title, a caption that says how it was measured, an alternative text."""
+"""A picture and what belongs to it: the style, a title, a caption that says how it was measured, alternative text."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ DARK = {
     **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color"), "#f3f4f6"),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#9ca3af"),
     "grid.color": "#2b3647",
-    "axes.prop_cycle": mpl.cycler(
-        color=["#4FA8E8", "#F2894F", "#2FC99A", "#E6A3C8", "#F2B84B", "#9AD6F7", "#B8BCC8"]
-    ),
+    "axes.prop_cycle": mpl.cycler(color=["#4FA8E8", "#F2894F", "#2FC99A", "#E6A3C8", "#F2B84B", "#9AD6F7", "#B8BCC8"]),
 }
 CAPTION_SIZE = 6.5  # points
 
@@ -146,12 +144,12 @@ def canvas(
 def caption(facts: Mapping[str, Any]) -> str:
     """The small line under a picture: n, interval, protocol, preset, data, hardware, as far as they are known."""
     data = facts.get("data") or ""
-    named = {
-        "n = ": facts.get("n"),
-        "": facts.get("interval"),
-        " ": facts.get("protocol"),
-        "preset ": facts.get("preset"),
-        "data: ": data if isinstance(data, str) else ", ".join(map(str, data)),
-        "  ": facts.get("hardware"),
-    }
-    return " · ".join(f"{name.strip(' ') + ' ' if name.strip() else ''}{fact}" for name, fact in named.items() if fact)
+    parts = [
+        ("n = ", facts.get("n")),
+        ("", facts.get("interval")),
+        ("", facts.get("protocol")),
+        ("preset ", facts.get("preset")),
+        ("data: ", data if isinstance(data, str) else ", ".join(map(str, data))),
+        ("", facts.get("hardware")),
+    ]
+    return " · ".join(f"{name}{fact}" for name, fact in parts if fact)

@@ -1,4 +1,4 @@
-"""Pictures of results: each function takes a table and returns a ``Picture``; nothing is shown, no state is left behind.
+"""Pictures of results: each function takes a table, returns a ``Picture``, shows nothing and leaves no state behind.
 
 Tables are those of the run store (one row per run and round; those of single epochs are drawn in ``training_plots``).
 Several seeds give means with 95 % t intervals. Series differ in marker and line style as well as in colour. By name
@@ -51,10 +51,12 @@ def accuracy_against_compression(
 ) -> Picture:
     """Accuracy against compression on a log axis, intervals both ways, every run as a small dot.
 
-    The rows of no compression at all are the dense baseline: a dashed line in a band of its 95 % t interval.
+    The dense baseline is a dashed line in a band of its 95 % t interval: of the runs that were never pruned, or, where
+    there are none, of the networks before their first pruning. All rounds that are given are drawn: select the last of
+    each run (``tables.final``) where earlier ones are in the midst of a training, as with DyPrune.
 
     Args:
-        rounds: one row per run and round: round, compression_ratio, ``hue``, ``x``, ``y``.
+        rounds: one row per run and round: id, round, compression_ratio, ``hue``, ``x``, ``y``.
         hue: column of the series.
         x: column of the horizontal axis.
         y: column of the vertical axis.
@@ -63,9 +65,10 @@ def accuracy_against_compression(
     Raises:
         PrunelabError: a column that is missing, or no row with a pruned network.
     """
-    need(rounds, ["round", "compression_ratio", hue, x, y], "plots.accuracy_against_compression")
+    need(rounds, ["id", "round", "compression_ratio", hue, x, y], "plots.accuracy_against_compression")
     whole = rounds["compression_ratio"] <= 1 + 1e-9
     dense, pruned = rounds[whole], rounds[~whole].dropna(subset=[x, y])
+    never = dense[~dense["id"].isin(pruned["id"])]
     if pruned.empty:
         raise PrunelabError("plots.accuracy_against_compression: every row is dense; select pruned runs as well")
     means = stats.summarise(pruned, by=[hue, "round"], columns=[x, y])
@@ -74,7 +77,7 @@ def accuracy_against_compression(
     with canvas(**{"size": (8.2, 4.8), **shown}, counted=marks.counted(means)) as (picture, axes):
         ax = axes[0, 0]
         if not dense.empty:
-            words.append(_baseline(ax, dense, y))
+            words.append(_baseline(ax, dense if never.empty else never, y))
         for position, (name, rows) in enumerate(marks.groups(means, hue, pruned)):
             rows = rows.sort_values(x)
             look = {**marks.series(position), **({} if len(rows) > 1 else {"linestyle": ""})}

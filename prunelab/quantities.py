@@ -1,4 +1,4 @@
-"""Words, units and number formats of the columns that are shown: one vocabulary for axes, tables, sliders and sentences."""
+"""Words, units and number formats of the columns that are shown: one vocabulary for axes, tables and sentences."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from prunelab.errors import PrunelabError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
+MISSING = "–"  # noqa: RUF001 - an en dash, as in any printed table
+TIMES = "×"  # noqa: RUF001
 SIGNIFICANT = 3  # digits of a number whose column has no fixed count of decimals
 
 
@@ -24,6 +26,7 @@ class Quantity:
         unit: shown after the number; empty for counts and shares.
         scale: shown value = stored value * scale (100 for shares that are shown in per cent).
         decimals: digits after the point; None: as many as show three significant digits.
+        trim: in sentences, leave out zeros at the end.
         log: whether an axis of it is logarithmic.
     """
 
@@ -31,6 +34,7 @@ class Quantity:
     unit: str = ""
     scale: float = 1.0
     decimals: int | None = None
+    trim: bool = False
     log: bool = False
 
     @property
@@ -43,19 +47,22 @@ class Quantity:
         if self.decimals is not None:
             return self.decimals
         sizes = [abs(v * self.scale) for v in values if math.isfinite(v) and v]
-        return min(max(SIGNIFICANT - 1 - math.floor(math.log10(min(sizes))), 0), 4) if sizes else 0
+        return min(max(SIGNIFICANT - 1 - math.floor(math.log10(min(sizes))), 0), 6) if sizes else 0
 
     def number(self, value: float, decimals: int | None = None) -> str:
         """``97.10``: scaled, without the unit; a missing value is an en dash."""
         if not math.isfinite(value):
-            return "–"
+            return MISSING
         digits = self.decimals_for([value]) if decimals is None else decimals
         return f"{value * self.scale:,.{digits}f}"
 
     def text(self, value: float, half: float = math.nan) -> str:
         """``97.10 % ± 0.31``: with its unit and, where it is known, the half width of its interval."""
         digits = self.decimals_for([value])
-        shown = f"{self.number(value, digits)}{' ' + self.unit if self.unit else ''}"
+        shown = self.number(value, digits)
+        if self.trim and "." in shown:
+            shown = shown.rstrip("0").rstrip(".")
+        shown += f" {self.unit}" if self.unit else ""
         return f"{shown} ± {self.number(half, digits)}" if math.isfinite(half) else shown
 
 
@@ -67,10 +74,10 @@ _KNOWN = {
     **{f"{part}_accuracy": _accuracy(f"{part} accuracy") for part in ("train", "validation", "test")},
     **{f"{part}_loss": Quantity(f"{part} loss", decimals=4) for part in ("train", "validation", "test")},
     "test_f1_macro": _accuracy("macro F1"),
-    "sparsity": Quantity("sparsity", decimals=4),
-    "requested_sparsity": Quantity("requested sparsity", decimals=4),
-    "density": Quantity("density (share of weights left)", decimals=4, log=True),
-    "compression_ratio": Quantity("compression", "×", log=True),
+    "sparsity": Quantity("sparsity", decimals=4, trim=True),
+    "requested_sparsity": Quantity("requested sparsity", decimals=4, trim=True),
+    "density": Quantity("density (share of weights left)", trim=True, log=True),
+    "compression_ratio": Quantity("compression", TIMES, log=True),
     "weights": Quantity("weights left", decimals=0, log=True),
     "weights_total": Quantity("weights of the dense network", decimals=0, log=True),
     "parameters": Quantity("parameters left", decimals=0, log=True),
@@ -107,7 +114,7 @@ def need(frame: pd.DataFrame, columns: Iterable[str], where: str) -> pd.DataFram
     """``frame`` itself, once it is known to have rows and ``columns``.
 
     Raises:
-        PrunelabError: one line that names the first missing column and the nearest that is there, or says that there is no row.
+        PrunelabError: a missing column, with the nearest that is there, or no row at all.
     """
     for column in columns:
         if column not in frame.columns:

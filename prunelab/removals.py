@@ -41,7 +41,7 @@ class Removals:
 
         Args:
             round: Number of the round, 0 to 32767.
-            before: The masks before the removal, in the shapes of the original model; a parameter without a mask is whole.
+            before: The masks before the removal, in the shapes of the original model; what has no mask is whole.
             after: The masks after it.
             scores: The scores that decided: per entry by parameter name, or per unit (1-D) by layer name.
 
@@ -88,8 +88,8 @@ class Removals:
 
         Args:
             whole_units: False: every entry; ``unit`` is its index in the flattened parameter of the original model.
-                True: only neurons and filters that lost all incoming weights; ``unit`` is their index in the layer, round
-                and score are those of the last weight that went (the highest score of several that went together).
+                True: only neurons and filters that lost all incoming weights; ``unit`` is their index in the layer,
+                round and score are those of the last weight that went (of several, the highest score).
         """
         import pandas as pd
 

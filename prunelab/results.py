@@ -67,8 +67,8 @@ class Store:
             wait: Wait while another process holds the run, to find it complete, or go on where that process stopped.
 
         Raises:
-            Busy: ``wait`` is False and another process holds the run.
-            StoreError: the store cannot be written, or this thread holds the run already.
+            Busy: another process holds the run and ``wait`` is False, or this process holds it already.
+            StoreError: the store cannot be written.
         """
         return claims.claim(self.root, run, wait)
 

@@ -33,7 +33,7 @@ def dyprune_rate(weights: int) -> float:
 
 
 def dyprune_path(weights: int, events: int) -> list[int]:
-    """Weights left before the first and after each of ``events`` prunings, each removing ``round(dyprune_rate(n) * n)``."""
+    """Weights left before and after each of ``events`` prunings that remove ``round(dyprune_rate(n) * n)``."""
     path = [weights]
     for _ in range(events):
         path.append(path[-1] - round(dyprune_rate(path[-1]) * path[-1]))
@@ -41,7 +41,7 @@ def dyprune_path(weights: int, events: int) -> list[int]:
 
 
 def relative_gradient(losses: Sequence[float]) -> np.ndarray:
-    """How fast the loss falls, as a share of its steepest fall so far: d_t / min(d_1 .. d_t), d_t = loss_t - loss_(t-1).
+    """How fast the loss falls, as a share of its steepest fall: d_t / min(d_1 .. d_t), d_t = loss_t - loss_(t-1).
 
     Args:
         losses: one validation loss an epoch.

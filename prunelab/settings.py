@@ -192,7 +192,7 @@ class Run:
         )
 
     def flat(self) -> dict[str, Any]:
-        """Columns of a table: ``data``, ``model``, ``method``, ``seed``; ``part.field`` for the rest; options as ``prune.name``."""
+        """Columns of a table: data, model, method, seed; ``part.field`` for the rest; options as ``prune.name``."""
         columns: dict[str, Any] = {
             "data": self.data.name,
             "model": self.model.label,

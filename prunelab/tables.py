@@ -1,20 +1,20 @@
-"""Tables that people read: means with intervals, verdicts, the index of artefacts; as text, Markdown or HTML, the numbers beside them."""
+"""Tables that people read, as text, Markdown or HTML, with their numbers: means, verdicts, the index of artefacts."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Artefact
-from prunelab.quantities import need, quantity
+from prunelab.quantities import MISSING, need, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SIGNS = {CONFIRMED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", NOT_MEASURED: "–"}  # colour never alone
+SIGNS = {CONFIRMED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", NOT_MEASURED: MISSING}  # colour never alone
 COLOURS = {CONFIRMED: "#00805c", CONTRADICTED: "#c2410c", UNDECIDED: "#9a6700", NOT_MEASURED: "#6b7280"}
 
 
@@ -61,7 +61,8 @@ class Table:
         body = []
         for position, row in enumerate(self._rows()):
             cells = "".join(f"<td{_cell_style(c, r)}>{html.escape(c)}</td>" for c, r in zip(row, right, strict=True))
-            body.append(f"<tr{' style=font-weight:bold' if position == self.chosen else ''}>{cells}</tr>")
+            here = ' aria-current="true" style="font-weight:bold"' if position == self.chosen else ""
+            body.append(f"<tr{here}>{cells}</tr>")
         note = f'<p style="font-size:smaller;margin:.3em 0">{html.escape(self.caption)}</p>' if self.caption else ""
         return f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>{note}'
 
@@ -71,7 +72,13 @@ class Table:
     def _numeric(self) -> list[bool]:
         """For each column whether all its cells begin like a number (or are missing)."""
         columns = list(zip(*self._rows(), strict=True)) or [()] * self.frame.shape[1]
-        return [bool(cells) and all(cell[:1] in "+-−–.0123456789▶ " for cell in cells) for cells in columns]
+        return [bool(cells) and all(cell[:1] in f"+-.0123456789{MISSING}" for cell in cells) for cells in columns]
+
+
+def final(rounds: pd.DataFrame) -> pd.DataFrame:
+    """The last round of each run, in the order of the rows."""
+    last = need(rounds, ["id", "round"], "tables.final").groupby("id")["round"].transform("max")
+    return rounds[rounds["round"] == last]
 
 
 def comparison(
@@ -80,19 +87,17 @@ def comparison(
     metrics: Sequence[str] = ("test_accuracy", "test_f1_macro", "weights", "units", "seconds"),
     *,
     caption: str = "",
-    chosen: Callable[[pd.Series], bool] | None = None,
 ) -> Table:
     """Means ± half widths of 95 % t intervals over the seeds, one row per group in the order of its first appearance.
 
     Args:
-        rounds: rows of the store, one per run that counts (select the last round first where runs have several).
+        rounds: rows of the store, one per run that counts (``final`` where runs have several rounds).
         by: column or columns that name the groups.
         metrics: columns to compare; one that no row measured is left out.
         caption: one line below; empty: n, the interval, and what a missing ± means.
-        chosen: tells the row of ``numbers`` that stands out.
 
     Returns:
-        A table whose ``numbers`` are ``by``, ``n``, and each metric with ``<metric>_half``, in the units of the store.
+        A table whose ``numbers`` are ``by``, each metric with ``<metric>_half``, and ``n``, in the units of the store.
     """
     import pandas as pd
 
@@ -101,19 +106,14 @@ def comparison(
     keys = [by] if isinstance(by, str) else list(by)
     need(rounds, [*keys, *metrics], "tables.comparison")
     shown = [metric for metric in metrics if rounds[metric].notna().any()]
-    numbers = rounds[keys].drop_duplicates().merge(rounds.groupby(keys).size().rename("n").reset_index(), on=keys)
-    for metric in shown:
-        means = stats.summarise(rounds.dropna(subset=[metric]), by=keys, columns=[metric])
-        numbers = numbers.merge(means[[*keys, metric, f"{metric}_half"]], on=keys, how="left")
-    frame = pd.DataFrame({quantity(key).label: numbers[key].astype(str) for key in keys})
+    means = stats.summarise(rounds, by=keys, columns=shown)
+    numbers = rounds[keys].drop_duplicates().merge(means, on=keys)
+    frame = pd.DataFrame({quantity(key).label: _values(numbers[key], key) for key in keys})
     for metric in shown:
         frame[quantity(metric).axis] = _means(numbers[metric], numbers[f"{metric}_half"], metric)
     frame["n"] = numbers["n"].astype(str)
-    rows = [i for i, (_, row) in enumerate(numbers.iterrows()) if chosen and chosen(row)]
-    note = "mean ± half width of the 95 % t interval over n seeds" + (
-        "; no ± where n = 1" if (numbers["n"] == 1).any() else ""
-    )
-    return Table(frame, numbers, caption or note, rows[0] if rows else None)
+    alone = "; no ± where n = 1" if (numbers["n"] == 1).any() else ""
+    return Table(frame, numbers, caption or f"mean ± half width of the 95 % t interval over n seeds{alone}")
 
 
 def verdicts(judged: pd.DataFrame) -> Table:
@@ -135,9 +135,9 @@ def verdicts(judged: pd.DataFrame) -> Table:
             {
                 "claim": row.text,
                 "reported": _wanted(row),
-                "ours": ours if math.isfinite(row.ours) else "–",
-                "difference": f"{row.difference:+,.{digits}f}" if math.isfinite(row.difference) else "–",
-                "n": f"{row.n:.0f}" if math.isfinite(row.n) else "–",
+                "ours": ours if math.isfinite(row.ours) else MISSING,
+                "difference": f"{row.difference:+,.{digits}f}" if math.isfinite(row.difference) else MISSING,
+                "n": f"{row.n:.0f}" if math.isfinite(row.n) else MISSING,
                 "verdict": f"{SIGNS[row.verdict]} {row.verdict}",
             }
         )
@@ -162,7 +162,7 @@ def summary(found: Iterable[str]) -> str:
 
 
 def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
-    """Artefact, notebook, command, preset, minutes, verdict: what is committed under ``figures/``, for the README and ``status``.
+    """Artefact, notebook, command, minutes, verdict: what lies under ``figures/``, for the README and ``status``.
 
     Minutes and verdicts are those of the saved provenance; an artefact that was never made has none.
 
@@ -188,7 +188,7 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
                 "artefact": artefact.title,
                 "notebook": f"[{artefact.id}]({notebook})" if links else notebook,
                 "command": f"`{command}`" if links else command,
-                "minutes": "–" if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
+                "minutes": MISSING if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
                 "verdict": summary(found) if facts else "not made yet",
             }
         )
@@ -202,6 +202,12 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
             }
         )
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers))
+
+
+def _values(column: pd.Series, name: str) -> list[str]:
+    """The keys of the rows: numbers in the way of their quantity, all else as it is."""
+    shown = quantity(name)
+    return [shown.text(value) if isinstance(value, float) else str(value) for value in column]
 
 
 def _means(means: pd.Series, halves: pd.Series, column: str) -> list[str]:

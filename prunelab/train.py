@@ -53,7 +53,7 @@ def device(name: str = "auto") -> torch.device:
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A random generator (CPU) that depends on the run's seed and on its purpose, so that no two uses share a stream."""
+    """A random generator (CPU) made of the run's seed and a purpose, so that no two uses share a stream."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 

@@ -1,4 +1,4 @@
-"""Pictures of trainings, epoch by epoch: DyPrune's 2 x 2 view, what is left, how long it takes, and its pruning rate."""
+"""Pictures of trainings, epoch by epoch: DyPrune's 2 x 2 view, what is left, how long it takes, its pruning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from prunelab import marks, schedules, stats
 from prunelab.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, quantity, short
+from prunelab.quantities import MISSING, need, quantity, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +28,7 @@ PANELS = {
 }
 
 
-def training(
-    epochs: pd.DataFrame, *, band: tuple[float, float] | None = BAND, **shown: Unpack[Shown]
-) -> Picture:
+def training(epochs: pd.DataFrame, *, band: tuple[float, float] | None = BAND, **shown: Unpack[Shown]) -> Picture:
     """DyPrune's 2 x 2 view of a training: loss, its relative gradient, accuracy, its gradient; validation and test.
 
     Vertical lines mark the prunings, which happen after the values of their epoch were taken, with the weights that
@@ -150,7 +148,9 @@ def _with_gradients(epochs: pd.DataFrame) -> pd.DataFrame:
 
 def _events(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per epoch after which some run pruned: between which epochs, share of the runs, mean weights after it."""
-    frame = frame.assign(left=frame.groupby("id")["weights"].shift(-1)) if "weights" in frame else frame.assign(left=np.nan)
+    frame = (
+        frame.assign(left=frame.groupby("id")["weights"].shift(-1)) if "weights" in frame else frame.assign(left=np.nan)
+    )
     found = frame[frame["pruned"].astype(bool)].groupby("epoch").agg(share=("id", "count"), left=("left", "mean"))
     found["share"] /= frame["id"].nunique()
     return found.reset_index().assign(at=lambda rows: rows["epoch"] + 0.5)
@@ -236,8 +236,9 @@ def _over_epochs(epochs: pd.DataFrame, panels: dict[str, str], hue: str | None, 
         for ax, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
             quant = quantity(column)
             for position, (name, rows) in enumerate(marks.groups(frame, hue, epochs)):
-                mean = marks.runs(ax, rows, column, str(name), position)
-                ends = [quant.text(value) for value in mean.iloc[[0, -1]]] if len(mean) else ["–", "–"]
+                step = {} if column == "seconds" else {"drawstyle": "steps-mid"}  # what is left changes between epochs
+                mean = marks.runs(ax, rows, column, str(name), position, **step)
+                ends = [quant.text(value) for value in mean.iloc[[0, -1]]] if len(mean) else [MISSING] * 2
                 words.append(f"{name or 'All'}: {quant.label} {ends[0]} in the first epoch, {ends[1]} in the last.")
             together = _events(frame)
             for at in together.loc[together["share"] == 1, "at"]:

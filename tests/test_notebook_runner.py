@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -327,6 +328,15 @@ def test_a_kernel_that_does_not_start_is_a_failure(tmp_path):
     with pytest.raises(NotebookFailed, match=r"Kernel died before.*never ran: cell 1, cell 2") as caught:
         run(path, tmp_path / "out.ipynb", environment={"PYTHONHOME": str(tmp_path)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_scratch_folder_whose_path_is_too_long_for_a_socket_is_no_hindrance(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    run(write(tmp_path / "a.ipynb", "1"), tmp_path / "out.ipynb")
+    assert (tmp_path / "out.ipynb").is_file()
+    assert list(deep.iterdir()) == []
 
 
 def test_a_failure_keeps_the_good_copy_of_an_earlier_run(tmp_path):

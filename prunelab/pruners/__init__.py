@@ -1,6 +1,7 @@
 """The pruning methods by name, and ``prune``, which applies one of them to any model.
 
-To add a method: one file beside this one with a frozen dataclass that is a ``Pruner``, and one line in ``METHODS``.
+To add a method: one file beside this one with a class that is a ``Pruner``, and one line in ``METHODS``. The class is a
+frozen dataclass; made with ``prunelab.settings.settings`` its values are checked when it is built.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Pruner(Protocol):
     def masks(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
     ) -> Masks:
-        """What is left of ``current`` when a fraction ``amount`` of it is gone. Pure: changes neither the model nor anything else.
+        """What is left of ``current`` when a fraction ``amount`` of it is gone. Pure: it changes nothing.
 
         Args:
             model: The model as it was trained; its pruned weights are zero.
@@ -47,7 +48,7 @@ class Pruner(Protocol):
 
 @runtime_checkable
 class Ranking(Pruner, Protocol):
-    """A pruner that ranks before it removes, so that the scores can go on record: ``masks`` is ``select`` after ``scores``."""
+    """A pruner that ranks, then removes, so that scores can go on record: ``masks`` is ``select`` after ``scores``."""
 
     def scores(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
@@ -93,7 +94,7 @@ def build(prune: Prune) -> Pruner:
     """The pruner that the settings name, with its options checked.
 
     Raises:
-        PrunelabError: no such method, no such option, a value that the option cannot have, or an option that the name already sets.
+        PrunelabError: no such method, no such option, a value the option cannot have, or one that the name itself sets.
     """
     if prune.method not in METHODS:
         raise PrunelabError(f"there is no pruning method {prune.method!r}: {nearest(prune.method, METHODS)}")
@@ -101,9 +102,8 @@ def build(prune: Prune) -> Pruner:
     free = [field.name for field in dataclasses.fields(pruner) if field.name not in preset]  # type: ignore[arg-type]
     for option in prune.options:
         if option in preset:
-            raise PrunelabError(
-                f"method {prune.method!r} itself sets {option} = {preset[option]!r}: leave the option out, or choose another method"
-            )
+            value = f"{option} = {preset[option]!r}"
+            raise PrunelabError(f"method {prune.method!r} itself sets {value}: leave it out, or choose another method")
         if option not in free:
             raise PrunelabError(f"method {prune.method!r} has no option {option!r}: {nearest(option, free)}")
     return pruner(**preset, **prune.options)
@@ -121,9 +121,8 @@ def start(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) -> Masks
     if granularity in get_args(Granularity):
         competing = scored_names(model, masks, granularity)
         if layers and (idle := [layer_of(name) for name in masks if name not in competing]):
-            raise MaskError(
-                f"layer {idle[0]!r} has no {granularity}s that may go (wrong kind, or the last layer): leave it out of layers"
-            )
+            why = f"has no {granularity}s that may go, being of another kind or the last layer"
+            raise MaskError(f"layer {idle[0]!r} {why}: leave it out of layers")
     return masks
 
 
@@ -151,38 +150,35 @@ def prune(
         **options: Fields of the method's class.
 
     Returns:
-        Masks on the device of the model. ``masks.apply_(model)`` sets the pruned weights to zero; ``masks.hold(model, optimizer)`` keeps
-        them there while you train.
+        Masks on the device of the model. ``masks.apply_(model)`` sets the pruned weights to zero, and
+        ``masks.hold(model, optimizer)`` keeps them there while you train.
 
     Raises:
-        PrunelabError: one line that says what is wrong, before any work. Afterwards, unless ``allow_empty=True``: the name of a layer that
-            would lose all its weights, or at which the last path from the inputs would end.
+        PrunelabError: one line that says what is wrong, before any work; after it, unless ``allow_empty=True``, the
+            name of a layer that would lose all its weights, or at which the last path from the inputs would end.
     """
     if not isinstance(model, nn.Module):
         raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise PrunelabError(f"seed = {seed!r}: should be a whole number, 0 or more")
     check_amount(amount)
-    if isinstance(method, str):
-        pruner = build(Prune(method=method, options=options))
-    elif options:
-        raise PrunelabError(
-            f"option {min(options)!r} comes with a pruner that is already built: set it there, or give the method by name"
-        )
-    else:
-        pruner = method
-    chosen = start(model, pruner, layers)
+    pruner = build(Prune(method=method, options=options)) if isinstance(method, str) else method
+    if pruner is method and options:
+        raise PrunelabError(f"option {min(options)!r} comes with a pruner that is already built: set it there")
+    if isinstance(pruner, type) or not isinstance(pruner, Pruner):
+        what = repr(method) if isinstance(method, str) else type(method).__name__
+        whole = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.pruner, "masks"))
+        raise PrunelabError(f"{what} does not prune finished models: train with it, or choose from {whole}")
+    masks = start(model, pruner, layers)
+    chosen = {layer_of(name) for name in masks}
     if current is not None:
         current.check(model)
-        names = {layer_of(name) for name in chosen}
-        aside = Masks({name: mask for name, mask in current.items() if layer_of(name) not in names})
-        chosen &= Masks({name: mask for name, mask in current.items() if layer_of(name) in names})
-    else:
-        aside = Masks({})
-    after = pruner.masks(model, batches, chosen, amount, torch.Generator().manual_seed(seed))
-    after = after & aside if aside else after
+        masks &= Masks({name: mask for name, mask in current.items() if layer_of(name) in chosen})
+    after = pruner.masks(model, batches, masks, amount, torch.Generator().manual_seed(seed))
+    if current is not None:
+        after &= Masks({name: mask for name, mask in current.items() if layer_of(name) not in chosen})
     dead = [] if getattr(pruner, "allow_empty", False) else dead_layers(model, after)
-    if dead and (newly := [name for name in dead if name not in dead_layers(model, chosen & aside)]):
-        raise MaskError(
-            f"layer {newly[0]!r} would die, no kept weight connects it with the inputs: "
-            "remove less, use scope='layer', leave the layer out, or say allow_empty=True"
-        )
+    if dead and (newly := [name for name in dead if name not in dead_layers(model, current or Masks({}))]):
+        what = f"layer {newly[0]!r} would die, since no kept weight connects it with the inputs"
+        raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
     return after

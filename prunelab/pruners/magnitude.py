@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 from prunelab.masks import Masks
 from prunelab.pruners import scores as score
-from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names
+from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names, units_of
 from prunelab.settings import settings
+
+_TINY = torch.finfo(torch.float32).tiny  # a layer whose weights are all zero has scores of zero
 
 
 @settings
 class Magnitude:
     """Weights by ``|w|``; neurons and filters by the norm of their incoming weights, the bias apart.
 
-    Source: Han et al., NIPS 2015, section 3 (weights); Li et al., ICLR 2017, section 3.1 (L1 norm of filters, one layer at a time). Global
-    scope over units compares sums of different length, so it empties narrow layers first; it is our own choice to offer it.
+    Source: Han et al., NIPS 2015, section 3 (weights); Li et al., ICLR 2017, section 3.1 (L1 norm of filters, one layer
+    at a time). So that units of different layers can compete, a norm is divided by the mean over the units that its
+    layer still has, as Torch-Pruning does; bare norms would empty the layers with few inputs first.
 
     Attributes:
         norm: 1 or 2; means nothing to single weights, whose norms are equal.
@@ -40,7 +43,10 @@ class Magnitude:
         names = scored_names(model, current, self.granularity)
         if self.granularity == "weight":
             return score.magnitude(model, names)
-        return score.reduce_to_units(score.magnitude(model, names, self.norm), names)
+        powers = score.reduce_to_units(score.magnitude(model, names, self.norm), names)
+        there = units_of(current, names)
+        norms = {layer: power.sqrt() if self.norm == 2 else power for layer, power in powers.items()}
+        return {layer: norm / norm[there[layer]].mean().clamp(min=_TINY) for layer, norm in norms.items()}
 
     def select(
         self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator

@@ -1,9 +1,9 @@
 """The k-th lowest of many numbers, exactly, without sorting them.
 
-The order statistics of a small sample bracket the wanted number; one pass over the data counts what lies below the bracket
-and collects the one or two per cent inside it; only those are partitioned (the idea of Floyd and Rivest, "Expected time
-bounds for selection", CACM 1975). A bracket that missed, as contrived data can make it, costs time and not exactness: then
-everything is partitioned.
+The order statistics of a small sample bracket the wanted number; one pass over the data counts what lies below the
+bracket and collects the one or two per cent inside it; only those are partitioned (the idea of Floyd and Rivest,
+"Expected time bounds for selection", CACM 1975). A bracket that missed, as contrived data can make it, costs time and
+not exactness: then everything is partitioned.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from prunelab.settings import settings
 class Random:
     """Each remaining weight or unit is as likely to go as any other.
 
-    Source: the random baselines of Blalock et al., "What is the state of neural network pruning?", MLSys 2020, appendix B.
+    Source: the random baselines of Blalock et al., "What is the state of neural network pruning?", MLSys 2020,
+    appendix B.
 
     Attributes:
         granularity: What goes.

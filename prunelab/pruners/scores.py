@@ -12,10 +12,10 @@ from prunelab.masks import layer_of
 
 @torch.no_grad()
 def magnitude(model: nn.Module, names: Sequence[str], norm: int = 1) -> dict[str, Tensor]:
-    """``|w| ** norm``, so that its sum over a unit is the unit's L1 norm, or the square of its L2 norm.
+    """``|w| ** norm``; its sum over a unit is the unit's L1 norm, or the square of its L2 norm.
 
-    Source: Han et al., "Learning both weights and connections", NIPS 2015, section 3 (weights); Li et al., "Pruning filters for efficient
-    convnets", ICLR 2017, section 3.1 (sums over filters).
+    Source: Han et al., "Learning both weights and connections for efficient neural networks", NIPS 2015, section 3
+    (weights); Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, section 3.1 (sums over filters).
 
     Args:
         model: The model.
@@ -41,11 +41,7 @@ def random(
         units: One number per unit, by layer name, instead of one per weight, by parameter name.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    shapes = (
-        {layer_of(name): parameters[name].shape[:1] for name in names}
-        if units
-        else {n: parameters[n].shape for n in names}
-    )
+    shapes = {layer_of(n) if units else n: parameters[n].shape[: 1 if units else None] for n in names}
     return {name: torch.rand(shape, generator=generator, device=generator.device) for name, shape in shapes.items()}
 
 

@@ -74,7 +74,7 @@ def keep_highest(
             shapes = f"{tuple(score.shape)} and {tuple(current[name].shape)}"
             raise MaskError(f"{name}: scores and mask have shapes {shapes}, which should be equal")
     kept = dict(current)
-    for names, number in ([(list(scores), count)] if isinstance(count, int) else [([n], k) for n, k in count.items()]):
+    for names, number in [(list(scores), count)] if isinstance(count, int) else [([n], k) for n, k in count.items()]:
         if unknown := [name for name in names if name not in scores]:
             raise MaskError(f"there is a count for {unknown[0]!r} but no scores: {nearest(unknown[0], scores)}")
         left = sum(current.counts[name] for name in names)
@@ -126,8 +126,8 @@ def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
     """The weights in ``current`` whose entries, or whose units, compete.
 
-    Neurons are the outputs of Linear layers, filters those of Conv2d layers. The last layer of the model, by the order of
-    its modules, gives the answers, so its units never compete (our own rule).
+    Neurons are the outputs of Linear layers, filters those of Conv2d layers. The last layer of the model, by the order
+    of its modules, gives the answers, so its units never compete (our own rule).
 
     Raises:
         MaskError: none competes.

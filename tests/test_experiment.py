@@ -1,0 +1,197 @@
+"""From settings to stored rows: rounds, recovery, failure, resume after a kill, and two processes at one run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prunelab.errors import PrunelabError
+from prunelab.experiment import run_all
+from prunelab.results import Store
+from prunelab.settings import Data, Model, Prune, Run, Train
+
+DIGITS = Data("digits", train_size=200, test_size=200)
+NET = Model("mlp", (16, 12))
+QUICK = Train(epochs=6, batch_size=32, lr=3e-3)
+
+
+def run(method="none", seed=0, train=QUICK, **prune):
+    return Run(DIGITS, NET, train, Prune(method, **prune), seed=seed)
+
+
+def test_a_second_call_trains_nothing_and_gives_the_same_table(tmp_path):
+    store = Store(tmp_path)
+    first = run_all([run(seed=0), run(seed=1)], store=store, jobs=1, progress=False)
+    again = run_all([run(seed=0), run(seed=1)], store=store, jobs=1, progress=False)
+    assert (first.trained, again.trained, again.loaded) == (2, 0, 2)
+    pd.testing.assert_frame_equal(first.rounds, again.rounds)
+    assert len(first.epochs) == 2 * 6
+
+
+def test_rounds_of_iterative_pruning_remove_what_was_asked_for(tmp_path):
+    result = run_all([run("magnitude", amount=0.5, rounds=3)], store=Store(tmp_path), jobs=1, progress=False).rounds
+    total = 64 * 16 + 16 * 12 + 12 * 10
+    assert result["round"].tolist() == [0, 1, 2, 3]
+    assert result["weights"].tolist() == [total, total / 2, total / 4, total / 8]
+    np.testing.assert_allclose(result["requested_sparsity"], [0, 0.5, 0.75, 0.875])
+    np.testing.assert_allclose(result["sparsity"], result["requested_sparsity"])
+    np.testing.assert_allclose(result["compression_ratio"], [1, 2, 4, 8])
+    assert (result["epochs"] == 6).all()
+
+
+def test_the_stored_network_is_the_one_that_was_measured(tmp_path):
+    store = Store(tmp_path)
+    one = run("magnitude", amount=0.8, rounds=1)
+    last = run_all([one], store=store, jobs=1, progress=False).last.iloc[0]
+    weights, masks = store.weights(one.id), store.masks(one.id)
+    assert sum(int(m.sum()) for m in masks.values()) == last["weights"]
+    for name, mask in masks.items():
+        assert (weights[name][~mask] == 0).all()
+
+
+def test_every_removal_is_on_record(tmp_path):
+    store = Store(tmp_path)
+    one = run("magnitude", amount=0.5, rounds=2)
+    run_all([one], store=store, jobs=1, progress=False)
+    record = store.removals(one.id)
+    rounds = np.concatenate([record[n].ravel() for n in record if n.startswith("round/")])
+    total = len(rounds)
+    assert [(rounds == r).sum() for r in (1, 2, -1)] == [total / 2, total / 4, total / 4]
+    scores = np.concatenate([record[n].ravel() for n in record if n.startswith("score/")])
+    assert np.isfinite(scores[rounds > 0]).all()
+
+
+def test_rewinding_starts_from_the_first_weights_and_reinit_from_others(tmp_path):
+    """With a learning rate of next to nothing the weights of the last round are those it began with."""
+    store = Store(tmp_path)
+    still = Train(epochs=1, batch_size=200, optimiser="sgd", lr=1e-12)
+    runs = {
+        how: run("magnitude", train=still, amount=0.5, rounds=1, recover=how)
+        for how in ("rewind", "reinit", "finetune", "none")
+    }
+    run_all([run(train=still), *runs.values()], store=store, jobs=1, progress=False)
+    dense = store.weights(run(train=still).id)["hidden_1.weight"]
+    for how, one in runs.items():
+        mask, weights = store.masks(one.id)["hidden_1.weight"], store.weights(one.id)["hidden_1.weight"]
+        assert np.allclose(weights[mask], dense[mask], atol=1e-6) is (how != "reinit"), how
+
+
+def test_pruning_while_training_counts_epochs_through_and_shrinks_the_network(tmp_path):
+    store = Store(tmp_path)
+    one = run(
+        "dyprune", train=Train(epochs=9, batch_size=16, lr=3e-3), options={"trigger": "static", "every": 2, "rate": 0.5}
+    )
+    result = run_all([one], store=store, jobs=1, progress=False)
+    assert result.epochs["epoch"].tolist() == list(range(1, 10))
+    assert result.epochs.loc[result.epochs["pruned"], "epoch"].tolist() == [3, 5, 7]
+    assert result.rounds["epoch"].tolist() == [3, 5, 7, 9]
+    last = result.last.iloc[0]
+    assert last["units"] <= 28
+    assert last["macs"] == sum(w.size for n, w in store.weights(one.id).items() if n.endswith("weight"))
+    record = store.removals(one.id)
+    left = sum((record[n] == -1).sum() for n in record if n.startswith("round/"))
+    assert left == last["weights"]
+
+
+def test_early_stopping_ends_a_round(tmp_path):
+    train = Train(epochs=60, batch_size=16, lr=0.05, patience=2)
+    epochs = run_all([run(train=train)], store=Store(tmp_path), jobs=1, progress=False).epochs
+    assert 3 <= len(epochs) < 60
+    best = epochs["validation_loss"].idxmin()
+    assert len(epochs) - 1 - best == 2
+
+
+def test_a_diverging_run_is_marked_failed_and_the_others_go_on(tmp_path):
+    wild = run(train=Train(epochs=3, batch_size=32, optimiser="sgd", lr=1e18))
+    result = run_all([wild, run()], store=Store(tmp_path), jobs=1, progress=False)
+    assert "not finite" in result.failed[wild.id]
+    assert Store(tmp_path).status(run()) == "complete"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: run("magnitud"), "did you mean 'magnitude'"),
+        (lambda: run("magnitude", options={"scop": "layer"}), "did you mean 'scope'"),
+        (lambda: run("magnitude", layers=("hidden_3",)), "hidden_3"),
+        (lambda: Run(Data("mnits")), "did you mean 'mnist'"),
+        (lambda: Run(DIGITS, Model("lenet_55")), "did you mean 'lenet_5'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_trains(tmp_path, wrong, message):
+    with pytest.raises(PrunelabError, match=message):
+        run_all([run(), wrong()], store=Store(tmp_path / "runs"), jobs=1, progress=False)
+    assert not (tmp_path / "runs").exists() or Store(tmp_path / "runs").ids(unfinished=True) == []
+
+
+def test_processes_share_the_work(tmp_path):
+    result = run_all([run(seed=s) for s in range(3)], store=Store(tmp_path), jobs=2, progress=False)
+    alone = run_all([run(seed=s) for s in range(3)], store=Store(tmp_path / "alone"), jobs=1, progress=False)
+    np.testing.assert_allclose(result.last["test_loss"], alone.last["test_loss"], rtol=1e-3)
+
+
+def test_strategies_by_name_become_a_column(tmp_path):
+    result = run_all(
+        {"dense": [run(seed=0), run(seed=1)], "half": [run("magnitude", amount=0.5, rounds=1)]},
+        store=Store(tmp_path),
+        jobs=1,
+        progress=False,
+    )
+    assert result.last["strategy"].tolist() == ["dense", "dense", "half"]
+
+
+KILLED = """
+import sys
+from prunelab.experiment import run_all
+from prunelab.results import Store
+from prunelab.settings import Run
+import json
+run_all([Run.fromdict(r) for r in json.loads(sys.argv[2])], store=Store(sys.argv[1]), jobs=1, progress=False)
+"""
+
+
+@pytest.mark.parametrize("method", ["dyprune", "magnitude"])
+def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method):
+    import json
+
+    train = Train(epochs=14, batch_size=4, lr=1e-3, weight_decay=0.01)
+    if method == "dyprune":
+        one = run(method, train=train, options={"trigger": "static", "every": 2, "rate": 0.3})
+    else:
+        one = run(method, train=train, amount=0.3, rounds=4, recover="rewind")
+    store = Store(tmp_path / "killed")
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(store.root), json.dumps([one.asdict()])]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoint = store.root / f"{one.id}.partial" / "checkpoint.safetensors"
+    for _ in range(600):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert store.status(one) == "partial"
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    whole = Store(tmp_path / "whole")
+    subprocess.run([*command[:5], str(whole.root), command[6]], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    volatile = ["seconds", "prune_seconds", "finished", "git_commit"]
+    for table in ("rounds", "epochs"):
+        a, b = (getattr(s, table)([one.id]).drop(columns=volatile, errors="ignore") for s in (store, whole))
+        pd.testing.assert_frame_equal(a, b)
+    for name, array in whole.weights(one.id).items():
+        np.testing.assert_array_equal(store.weights(one.id)[name], array)
+
+
+def test_of_two_processes_at_one_run_one_trains_and_the_other_waits(tmp_path):
+    import json
+
+    one = run(train=Train(epochs=10, batch_size=4))
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), json.dumps([one.asdict()])]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [p.wait(120) for p in both] == [0, 0]
+    assert Store(tmp_path).ids(unfinished=True) == [one.id]
+    assert len(Store(tmp_path).rounds([one.id])) == 1

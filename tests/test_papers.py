@@ -1,0 +1,168 @@
+"""papers.toml and the verdicts: every rule on four numbers done by hand, every wrong entry refused by name."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from prunelab import papers, stats
+from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Claim, PapersError
+
+
+def claim(rule, reported=None, tolerance=0.0):
+    return Claim("c", "text", "source", rule, "quantity", reported, tolerance)
+
+
+def interval(mean, half, n=3):
+    return SimpleNamespace(mean=mean, half=half, n=n)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reported", "tolerance", "ours", "verdict"),
+    [
+        ("at_least", 98, 0, interval(98.5, 0.5), CONFIRMED),  # 98.0 to 99.0
+        ("at_least", 98, 0, interval(98.5, 0.6), UNDECIDED),  # 97.9 to 99.1
+        ("at_least", 98, 0, interval(97.0, 0.9), CONTRADICTED),  # 96.1 to 97.9
+        ("at_least", 98, 1, interval(97.5, 0.5), CONFIRMED),  # 97.0 to 98.0 against 97
+        ("at_most", 8, 0, 8, CONFIRMED),
+        ("at_most", 8, 0, 9, CONTRADICTED),
+        ("at_most", 8, 0.5, interval(8.4, 0.2), UNDECIDED),  # 8.2 to 8.6 against 8.5
+        ("within", 0.9, 0.1, interval(0.95, 0.04), CONFIRMED),  # 0.91 to 0.99 in 0.8 to 1.0
+        ("within", 0.9, 0.1, interval(0.95, 0.06), UNDECIDED),  # 0.89 to 1.01
+        ("within", 0.9, 0.1, interval(1.2, 0.1), CONTRADICTED),  # 1.1 to 1.3
+        ("within", 323270, 0, 323270, CONFIRMED),
+        ("within", 323270, 0, 323271, CONTRADICTED),
+        ("order", None, 0, interval(0.02, 0.01), CONFIRMED),
+        ("order", None, 0, interval(0.02, 0.02), UNDECIDED),  # touches 0: not above it
+        ("order", None, 0, 0, CONTRADICTED),  # equal is not above
+        ("order", None, 0.01, interval(-0.002, 0.005), CONFIRMED),  # -0.007 to 0.003: nowhere a point below
+        ("order", None, 0.01, interval(-0.02, 0.005), CONTRADICTED),
+        ("shown", None, 0, True, CONFIRMED),
+        ("shown", None, 0, False, CONTRADICTED),
+    ],
+)
+def test_the_interval_decides_by_the_rule(rule, reported, tolerance, ours, verdict):
+    assert papers.judge(claim(rule, reported, tolerance), ours) == verdict
+
+
+@pytest.mark.parametrize("rule", ["at_least", "at_most", "within"])
+def test_one_run_alone_decides_nothing(rule):
+    assert papers.judge(claim(rule, 0.5), stats.mean_interval([0.9])) == UNDECIDED
+
+
+@pytest.mark.parametrize("ours", [None, math.nan, stats.mean_interval([])])
+def test_nothing_measured_is_no_verdict(ours):
+    assert papers.judge(claim("at_least", 1), ours) == NOT_MEASURED
+
+
+@pytest.mark.parametrize(("rule", "ours"), [("shown", 3), ("within", "many"), ("at_least", [1, 2])])
+def test_a_value_of_the_wrong_kind_is_refused(rule, ours):
+    with pytest.raises(PapersError, match="claim 'c'"):
+        papers.judge(claim(rule, None if rule == "shown" else 1), ours)
+
+
+def test_every_claim_gets_a_row_and_what_was_left_out_is_not_measured():
+    seen = papers.verdicts("dyprune/training", {"prunings": 7, "pruned_in_both_halves": True})
+    assert list(seen["claim"]) == [c.id for c in papers.artefact("dyprune/training").claims]
+    row = seen.set_index("claim").loc["at_most_8"]
+    assert (row["reported"], row["ours"], row["difference"], row["verdict"]) == (8, 7, -1, CONFIRMED)
+    assert math.isnan(row["n"])
+    assert set(seen.loc[seen["ours"].isna(), "verdict"]) == {NOT_MEASURED}
+
+
+def test_the_interval_and_its_n_are_in_the_verdict():
+    ours = stats.mean_interval([98.9, 99.1, 98.8])
+    row = papers.verdicts("dyprune/claim_98", {"parameters_removed_percent": ours}).iloc[0]
+    assert row["interval"] == pytest.approx(4.302653 * 0.152753 / math.sqrt(3), rel=1e-5)  # t, sd and n by hand
+    assert (row["n"], row["verdict"]) == (3, CONFIRMED)
+
+
+def test_a_number_that_no_claim_asks_for_is_refused_with_the_nearest():
+    with pytest.raises(PapersError, match="did you mean 'prunings'"):
+        papers.verdicts("dyprune/training", {"pruning": 7})
+
+
+def test_a_wrong_artefact_or_paper_gets_the_nearest():
+    with pytest.raises(PapersError, match="did you mean 'dyprune/training'"):
+        papers.artefact("dyprune/trainig")
+    with pytest.raises(PapersError, match="did you mean 'dyprune'"):
+        papers.artefacts("dyprun")
+    with pytest.raises(PapersError, match="did you mean 'smoke'"):
+        papers.artefact("dyprune/rate").parameters("smok")
+
+
+def test_every_artefact_of_the_package_has_a_paper_three_presets_and_its_own_names():
+    for artefact in papers.artefacts():
+        assert artefact.notebook == f"{artefact.id}.ipynb"
+        assert artefact.figure == artefact.id
+        assert artefact.claims, artefact.id
+        assert artefact.parameters("smoke")["preset"] == "smoke"
+    assert {a.id for a in papers.artefacts("dyprune")} >= {"dyprune/rate", "dyprune/claim_98"}
+
+
+def test_the_reported_rates_follow_the_formula():
+    rates = [c for c in papers.artefact("dyprune/rate").claims if c.id.startswith("rate_")]
+    assert len(rates) == 8
+    for one in rates:
+        weights = int(one.id.removeprefix("rate_"))
+        assert one.reported == round(min(max((math.log(weights) - 6) / 10, 0), 0.9), 6), one.id
+
+
+def test_the_reported_sizes_follow_the_formula_event_by_event():
+    reported = {c.id: c.reported for c in papers.artefact("dyprune/rate").claims if c.id.startswith("weights_")}
+    left = 784 * 1000 + 2 * 1000 * 1000 + 1000 * 10
+    for event in range(1, 16):
+        left -= round((math.log(left) - 6) / 10 * left)
+        assert reported.pop(f"weights_{event}", left) == left
+    assert not reported
+
+
+PAPER = 'paper = [{key = "p", title = "T", authors = "A", venue = "V", year = 2023, doi = "d"}]\n'
+PRESETS = "presets = {smoke = {}, quick = {}, paper = {}}"
+
+
+def written(tmp_path, artefacts):
+    path = tmp_path / "papers.toml"
+    path.write_text(f"{PAPER}artefact = [{artefacts}]\n")
+    return path
+
+
+def entry(id_="p/a", more=PRESETS):
+    return f'{{id = "{id_}", paper = "{id_.split("/")[0]}", title = "t", claim = "c", data = [], {more}}}'
+
+
+@pytest.mark.parametrize(
+    ("artefacts", "complaint"),
+    [
+        (entry(more="presets = {smoke = {}}"), "presets should be smoke, quick, paper, got smoke"),
+        (entry() + "," + entry(), "'p/a' stands there twice"),
+        (entry("q/a"), "paper 'q'"),
+        (entry("p/A"), "small letters"),
+        (entry(more=f"{PRESETS}, colour = 1"), "colour"),
+        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="about", quantity="q"}]'), "rule"),
+        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="within", quantity="q"}]'), "reported"),
+        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="shown", quantity="q", reported=1}]'), "no reported"),
+        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="shown", quantity="q", tolerance=-1}]'), "tolerance"),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_is_refused_in_one_line_that_names_it(tmp_path, artefacts, complaint):
+    with pytest.raises(PapersError, match=re.escape(complaint)) as caught:
+        papers.read(written(tmp_path, artefacts))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("papers.toml: ")
+
+
+def test_a_file_that_is_no_toml_or_not_there_is_refused(tmp_path):
+    with pytest.raises(PapersError, match="no such|No such"):
+        papers.read(tmp_path / "nothing.toml")
+    (tmp_path / "bad.toml").write_text("paper = [")
+    with pytest.raises(PapersError, match="no valid TOML"):
+        papers.read(tmp_path / "bad.toml")
+
+
+def test_parameters_keep_the_types_they_were_written_in(tmp_path):
+    more = "presets = {smoke = {a = 1, b = 1.0, c = true, d = [3, 4]}, quick = {}, paper = {}}"
+    _, (artefact,) = papers.read(written(tmp_path, entry(more=more)))
+    values = artefact.parameters("smoke")
+    assert [type(values[name]) for name in "abcd"] == [int, float, bool, list]
