@@ -1,4 +1,4 @@
-"""How long one global pruning call takes on VGG-19 (CIFAR; 20 million weights): torch.nn.utils.prune against prunelab, same weights kept.
+"""One global pruning call on VGG-19 for CIFAR (20 million weights): torch.nn.utils.prune against prunelab.
 
 usage: python benchmarks/global_selection.py [--amount 0.8] [--repeats 7] [--threads 2]
 """
@@ -22,7 +22,7 @@ WIDTHS = (64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 51
 
 
 def vgg19() -> nn.Sequential:
-    """The layers of VGG-19 with two hidden linear layers of 512, as chains of weights; nothing is run through them here."""
+    """The weights of VGG-19 with two hidden linear layers of 512; nothing is run through them here."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (inputs, outputs) in enumerate(zip((3, *WIDTHS), WIDTHS, strict=False)):
         layers[f"conv_{index + 1}"] = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -55,7 +55,7 @@ def by_threshold(model: nn.Module, amount: float, kth: str) -> None:
 
 
 def check_same(dense: nn.Module, amount: float) -> int:
-    """Refuse the comparison unless both keep the same weights, those that tie at the threshold apart; returns how many are kept."""
+    """How many weights both keep; refuses to compare unless they are the same, ties at the threshold apart."""
     theirs, ours = copy.deepcopy(dense), by_prunelab(copy.deepcopy(dense), amount)
     by_torch(theirs, amount)
     kept = {name: theirs.get_buffer(f"{name}_mask").bool() for name in ours}

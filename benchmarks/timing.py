@@ -1,4 +1,7 @@
-"""Timings that can be compared: the rivals take turns, so that a busy machine slows all of them; medians, and ratios within each turn."""
+"""Timings that can be compared: rivals take turns, so that a busy machine slows them all.
+
+Reported are medians, and the median of the ratios within each turn.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ def compare(
         settle: Called within the time, at its end (``torch.cuda.synchronize`` on a GPU).
 
     Returns:
-        Name -> ``median``, ``lowest``, ``highest`` (seconds), ``ratio`` (median over turns of first / this: above 1 is faster than the
-        first), ``repeats``.
+        Name -> ``median``, ``lowest``, ``highest`` (seconds), ``ratio`` (median over the turns of first / this: above 1
+        is faster than the first), ``repeats``.
     """
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in range(repeats + 1):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from prunelab import frames, records
 from prunelab.records import CHECKPOINT, FAILED, Checkpoint, StoreError, Tensors
 from prunelab.settings import Run
 
-PROCESS = uuid.uuid4().hex  # not the number of the process, which two machines that share a store may have in common
 log = logging.getLogger(__name__)
 
 
@@ -89,9 +87,9 @@ class Place:
             raise StoreError(f"{path} is missing: {records.remedy(path)}") from None
 
     def lock(self) -> filelock.BaseFileLock:
-        """The lock, not yet acquired."""
+        """The lock, not yet acquired; the same object for all who ask in this process."""
         # Not thread-local: the thread that saves may be another one than the thread that claimed.
-        return filelock.FileLock(self.lock_file, thread_local=False)
+        return filelock.FileLock(self.lock_file, thread_local=False, is_singleton=True)
 
     def acquire(self, lock: filelock.BaseFileLock, wait: bool) -> None:
         """Acquire ``lock``; for errors see ``Store.claim``."""
@@ -103,19 +101,17 @@ class Place:
             except filelock.Timeout:
                 if not wait:
                     raise Busy(f"{self.id} is being trained already: wait for it, or leave it out") from None
-                with contextlib.suppress(OSError):
-                    if self.lock_file.read_text() == PROCESS:
-                        raise Busy(f"{self.id} is claimed twice by the same process: name each run once") from None
                 log.info("waiting for %s, which another process trains", self.id)
                 lock.acquire(timeout=-1, poll_interval=0.2)
-            with contextlib.suppress(OSError):  # it only helps to tell a process that it waits for itself
-                self.lock_file.write_text(PROCESS)
+        if lock.lock_counter > 1:  # one more acquisition of what this process has: to wait for it would be for ever
+            lock.release()
+            raise Busy(f"{self.id} is claimed twice by the same process: name each run once")
 
     def held(self) -> bool:
         """Whether a process holds the run at this moment."""
         if not self.lock_file.exists():
             return False
-        lock = self.lock()
+        lock = filelock.FileLock(self.lock_file, thread_local=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -156,11 +152,13 @@ def claim(root: Path, run: Run, wait: bool) -> Iterator[Writer]:
     place = Place(root, run.id)
     lock = place.lock()
     writer = Writer(place, run, lock)
+    if writer.complete or writer.failed:
+        yield writer
+        return
+    place.acquire(lock, wait)
     try:
-        if not (writer.complete or writer.failed):
-            place.acquire(lock, wait)
-            if writer.complete or writer.failed:
-                place.let_go(lock)
+        if writer.complete or writer.failed:  # by the process that was waited for
+            place.let_go(lock)
         yield writer
     finally:
         lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def network(
     names: Sequence[str] | None = None,
     *,
     max_nodes: int = 20,
+    before: Sequence[int] = (),
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
     **shown: Unpack[Shown],
@@ -78,6 +80,7 @@ def network(
         weights: one float array [out, in] per layer, from input to output; zero: pruned.
         names: of the columns, one more than ``weights``; None: ``In``, ``HL 1``, ..., ``Out``.
         max_nodes: neurons that a column shows singly, at least 6.
+        before: neurons of each column before pruning, where some were removed since; (): as many as in ``weights``.
         inputs: names of the inputs, shown where the first column is drawn whole.
         outputs: names of the classes, likewise.
         shown: title, provenance, look, size.
@@ -89,35 +92,39 @@ def network(
     """
     matrices = _checked(weights)
     names = list(names) if names is not None else ["In", *(f"HL {i}" for i in range(1, len(matrices))), "Out"]
+    sizes = before or [matrices[0].shape[1], *map(len, matrices)]
     for what, given, units in (
         ("columns", names, len(matrices) + 1),
+        ("columns before pruning", sizes, len(matrices) + 1),
         ("inputs", inputs, matrices[0].shape[1]),
         ("outputs", outputs, matrices[-1].shape[0]),
     ):
-        if len(given) not in (units, 0 if what != "columns" else units):
-            raise PrunelabError(f"drawing.network: {len(given)} names for {units} {what}: give one each")
+        if len(given) != units and (given or "columns" in what):
+            raise PrunelabError(f"drawing.network: {len(given)} entries for {units} {what}: give one each")
     columns = [_column(live, max(max_nodes, 2 * ENDS + 2)) for live in _live(matrices)]
     size = (2.2 + 1.75 * len(columns), 5.6)
-    with canvas(**{"size": size, **shown}) as (picture, axes):
+    one = {"n": "1 network", "interval": ""} if shown.get("provenance") else {}
+    with canvas(**{"size": size, **shown}, counted=one) as (picture, axes):
         ax = axes[0, 0]
         ax.set_axis_off()
         below = {"y": -HEIGHT / 2 - 2.1, "ha": "center", "va": "top", "fontsize": 7.5, "color": _grey("labelcolor")}
         ax.text(-0.5, s="weights\nleft", **below)
         for x, matrix in enumerate(matrices):
             _connections(ax, x, matrix, columns[x], columns[x + 1])
-            ax.text(x + 0.5, s=f"{np.count_nonzero(matrix):,} of\n{matrix.size:,}", **below)
+            ax.text(x + 0.5, s=f"{np.count_nonzero(matrix):,} of\n{sizes[x] * sizes[x + 1]:,}", **below)
         for x, (column, name) in enumerate(zip(columns, names, strict=True)):
             outer = x in (0, len(columns) - 1)
             colour = series(COLUMNS[0] if outer else COLUMNS[1 + (x - 1) % (len(COLUMNS) - 1)])["color"]
             _neurons(ax, x, column, colour)
-            _heading(ax, x, column, name, colour)
+            ax.text(x, HEIGHT / 2 + 2.15, name, va="bottom", fontsize=10, fontweight="bold", color=colour, ha="center")
+            ax.text(x, HEIGHT / 2 + 2.0, _share(column, sizes[x]), va="top", fontsize=8.5, ha="center")
         _label(ax, -0.12, columns[0], inputs, "right")
         _label(ax, len(columns) - 0.88, columns[-1], outputs, "left")
-        before, after = (0.05 * max([0, *map(len, words)]) for words in (inputs, outputs))
-        ax.set_xlim(-0.62 - max(before - 0.4, 0), len(columns) - 0.75 + after)
+        left, right = (0.05 * max([0, *map(len, words)]) for words in (inputs, outputs))
+        ax.set_xlim(-0.62 - max(left - 0.4, 0), len(columns) - 0.75 + right)
         ax.set_ylim(-HEIGHT / 2 - 3.6, HEIGHT / 2 + 3.3)
         ax.legend(handles=_key(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6, columnspacing=1.5)
-        picture.alt = _words(names, columns, matrices)
+        picture.alt = _words(names, columns, matrices, sizes)
     return picture
 
 
@@ -217,11 +224,10 @@ def _neurons(ax: Axes, x: int, column: Column, colour: Any) -> None:
         ax.annotate(f"{column.dead:,} dead", (x, column.y[-1]), color=_grey("labelcolor"), zorder=6, **below)
 
 
-def _heading(ax: Axes, x: int, column: Column, name: str, colour: Any) -> None:
-    units, alive = len(column.live), int(column.live.sum())
-    count = f"{units:,}" if alive == units else f"{alive:,} of {units:,}"
-    ax.text(x, HEIGHT / 2 + 2.15, name, ha="center", va="bottom", fontsize=10, fontweight="bold", color=colour)
-    ax.text(x, HEIGHT / 2 + 2.0, count, ha="center", va="top", fontsize=8.5)
+def _share(column: Column, units: int) -> str:
+    """``5`` where all live, else ``5 of 30``."""
+    alive = int(column.live.sum())
+    return f"{units:,}" if alive == units else f"{alive:,} of {units:,}"
 
 
 def _label(ax: Axes, x: float, column: Column, names: Sequence[str], side: str) -> None:
@@ -248,8 +254,11 @@ def _grey(what: str) -> Any:
     return mpl.rcParams[f"xtick.{what}"]
 
 
-def _words(names: Sequence[str], columns: Sequence[Column], matrices: Sequence[np.ndarray]) -> str:
-    kept, total = sum(np.count_nonzero(w) for w in matrices), sum(w.size for w in matrices)
+def _words(
+    names: Sequence[str], columns: Sequence[Column], matrices: Sequence[np.ndarray], sizes: Sequence[int]
+) -> str:
+    kept = sum(np.count_nonzero(matrix) for matrix in matrices)
+    total = sum(a * b for a, b in itertools.pairwise(sizes))
     share = f"{kept:,} of {total:,} weights are left ({100 * kept / total:.3g} %)"
-    layers = [f"{name} {c.live.sum():,} of {len(c.live):,}" for name, c in zip(names, columns, strict=True)]
+    layers = [f"{name} {c.live.sum():,} of {units:,}" for name, c, units in zip(names, columns, sizes, strict=True)]
     return f"Drawing of a network: {share}. Live neurons: {', '.join(layers)}."

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import logging
 import os
@@ -19,13 +20,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from prunelab import cost, models, provenance, pruners
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
+from prunelab.progress import shown, tick
 from prunelab.pruners.during import Change, DuringTraining, Progress
 from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
@@ -70,9 +71,11 @@ class Results:
 
     @property
     def last(self) -> pd.DataFrame:
-        """The last round of every run."""
+        """The last round of every run; ``epochs``, ``seconds`` and ``prune_seconds`` are those of all its rounds."""
         rounds = self.rounds
-        return rounds.loc[rounds.groupby("id")["round"].idxmax().sort_values()].reset_index(drop=True)
+        last = rounds.loc[rounds.groupby("id")["round"].idxmax().sort_values()].reset_index(drop=True)
+        spent = rounds.drop_duplicates(["id", "round"]).groupby("id")[["epochs", "seconds", "prune_seconds"]].sum()
+        return last.assign(**{name: last["id"].map(column) for name, column in spent.items()})
 
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
         """With a first column ``strategy``, in the order in which the strategies were given."""
@@ -118,7 +121,9 @@ def run_all(
     where = _device(device)
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
     check(missing)
-    jobs = max(1, min(jobs or (1 if where.type == "cuda" else _cores()), len(missing)))
+    if jobs is None:
+        jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else _cores()
+    jobs = max(1, min(jobs, len(missing)))
     if missing:
         _train_all(missing, store, str(where), jobs, progress)
     failed = {run.id: store.place(run.id).reason() or "" for run in runs if store.status(run) == "failed"}
@@ -161,17 +166,23 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
     for run in runs:
         groups.setdefault((run.data, run.model), []).append(run)
     parts = [part for group in groups.values() for part in _deal(group, jobs, len(groups))]
-    with tqdm(total=len(runs), desc="runs", unit="run", disable=not progress) as bar:
+    with shown(sum(map(_budget, runs)), progress) as ticks:
         if jobs == 1:
             for part in parts:
-                train_population(part, store, where, bar.update)
+                train_population(part, store, where, ticks)
             return
         from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
 
         threads = max(1, _cores() // jobs)
-        work = (delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads) for part in parts)
-        for done in Parallel(n_jobs=jobs, return_as="generator_unordered")(work):
-            bar.update(done)
+        Parallel(n_jobs=jobs)(
+            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks) for part in parts
+        )
+
+
+def _budget(run: Run) -> int:
+    """Epochs that a run can take at most."""
+    during = isinstance(pruners.build(run.prune), DuringTraining)
+    return run.train.epochs + (0 if during else run.prune.rounds * (run.retrain or run.train).epochs)
 
 
 def _deal(runs: Sequence[Run], jobs: int, groups: int) -> list[list[Run]]:
@@ -192,20 +203,19 @@ def _stack_mates(model: nn.Module, runs: Sequence[Run]) -> Sequence[Run]:
     return runs if small else runs[:1]
 
 
-def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int) -> int:
+def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path) -> None:
     torch.set_num_threads(threads)
-    train_population([Run.fromdict(run) for run in runs], Store(root), where)
-    return len(runs)
+    train_population([Run.fromdict(run) for run in runs], Store(root), where, ticks)
 
 
-def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", finished: Any = None) -> None:
+def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", ticks: Path | None = None) -> None:
     """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
 
     Args:
         runs: they share ``data`` and ``model``.
         store: the run store; a run that another process is training is waited for.
         where: a torch device.
-        finished: called with the number of runs that have just come to their end.
+        ticks: the file in which epochs are counted, see ``prunelab.progress``.
     """
     if not runs:
         return
@@ -221,23 +231,19 @@ def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", fini
             writer = claim.enter_context(store.claim(run))
             if writer.complete or writer.failed:
                 claim.close()
-                _tell(finished)
+                tick(ticks, _budget(run))
             else:
                 one = _Active(run, writer, data, where, claim)
-                if one.over:
-                    _tell(finished)
-                else:
+                tick(ticks, _budget(run) if one.over else len(one.epochs))
+                if not one.over:
                     active.append(one)
         while active:
-            active = _one_epoch(active, population, finished)
+            left = _one_epoch(active, population)
+            tick(ticks, len(active) + sum(_budget(one.run) - len(one.epochs) for one in active if one.over))
+            active = left
 
 
-def _tell(finished: Any) -> None:
-    if finished is not None:
-        finished(1)
-
-
-def _one_epoch(active: list[_Active], population: Population, finished: Any) -> list[_Active]:
+def _one_epoch(active: list[_Active], population: Population) -> list[_Active]:
     """One epoch for everybody; then each run alone decides whether its round is over."""
     data = population.data
     trained = population.epoch([run.member for run in active])
@@ -254,10 +260,7 @@ def _one_epoch(active: list[_Active], population: Population, finished: Any) -> 
         run.test = test
     for run in active:
         run.close_epoch(population)
-    left = [run for run in active if not run.over]
-    for _ in range(len(active) - len(left)):
-        _tell(finished)
-    return left
+    return [run for run in active if not run.over]
 
 
 class _Active:
@@ -490,6 +493,7 @@ class _Active:
         self.rounds.append(
             {
                 "round": self.round,
+                "source": self.data.source,
                 "requested_sparsity": self.requested,
                 "sparsity": 1 - masks.kept / self.weights_total,
                 "density": masks.kept / self.weights_total,

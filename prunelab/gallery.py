@@ -31,7 +31,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
     Args:
         rounds: one row per (run, round), as the store gives it; columns that it lacks are left out.
         preset: ``"smoke"``, ``"quick"`` or ``"paper"``.
-        more: further entries, for instance ``protocol``, ``verdicts``; they win.
+        more: further entries, for instance ``protocol``, ``claims`` (of ``papers.verdicts``); they win.
 
     Returns:
         Plain values, those that are known: preset, n (seeds, in words), interval, data, hardware, runs, minutes
@@ -59,7 +59,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "git_commit": seen("git_commit"),
         "torch_version": seen("torch_version"),
     }
-    return {key: value for key, value in {**facts, **more}.items() if value not in (None, [])}
+    return {**{key: value for key, value in facts.items() if value not in (None, [])}, **more}
 
 
 class Saved(NamedTuple):
@@ -172,7 +172,10 @@ def _png(figure: Figure) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: arrays, dataclasses and tables become plain, what is not finite becomes null."""
+    """``value`` as JSON knows it: arrays, dataclasses and tables become plain, what is not finite becomes null.
+
+    Floats keep ten digits: the last bits of a mean differ from machine to machine.
+    """
     if hasattr(value, "to_dict") and hasattr(value, "columns"):
         return plain(value.to_dict(orient="records"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -184,5 +187,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(entry) for entry in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(f"{value:.10g}") if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool) or value is None else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -14,6 +14,8 @@ from prunelab.quantities import quantity, short
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from prunelab.stats import Interval
 
 INTERVAL = "mean ± 95 % t interval"
 MARKERS = "osD^vPX<>"  # nine markers against seven colours: 63 pairs before one comes back
@@ -35,14 +37,28 @@ def reference() -> dict[str, Any]:
     return {"color": mpl.rcParams["xtick.color"], "linestyle": (0, (4, 2)), "linewidth": 1.1, "zorder": 1}
 
 
-def groups(means: pd.DataFrame, hue: str | None, rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+def groups(table: pd.DataFrame, hue: str | None, rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     """The series of a table of means, in the order of their first appearance in ``rows``; without hue all are one."""
-    return [(name, means[means[hue] == name]) for name in rows[hue].unique()] if hue else [("", means)]
+    return [(name, table[table[hue] == name]) for name in rows[hue].unique()] if hue else [("", table)]
+
+
+def means(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """``stats.summarise``, loaded when first used: with it comes pandas, which doubles the time of an import."""
+    from prunelab import stats
+
+    return stats.summarise(rows, by, columns)
+
+
+def level(values: Iterable[float]) -> Interval:
+    """``stats.mean_interval``, likewise."""
+    from prunelab import stats
+
+    return stats.mean_interval(values)
 
 
 def bars(
     ax: Axes,
-    means: pd.DataFrame,
+    table: pd.DataFrame,
     x: str,
     y: str,
     *,
@@ -53,9 +69,9 @@ def bars(
 ) -> None:
     """Means with the half widths of their intervals, of x too where ``spread``; a single run has no interval."""
     across, up = quantity(x), quantity(y)
-    at, level = means[x] * across.scale, means[y] * up.scale
-    tall = means[f"{y}_half"] * up.scale
-    wide = means[f"{x}_half"] * across.scale if spread else None
+    at, level = table[x] * across.scale, table[y] * up.scale
+    tall = table[f"{y}_half"] * up.scale
+    wide = table[f"{x}_half"] * across.scale if spread else None
     ax.errorbar(at, level, tall, wide, "none", ecolor=look["color"], elinewidth=1, alpha=alpha, zorder=zorder)
     edge = {"markersize": 6.5, "markeredgecolor": mpl.rcParams["axes.facecolor"], "markeredgewidth": 0.7}
     ax.plot(at, level, alpha=alpha, zorder=zorder, **edge, **look)
@@ -86,6 +102,18 @@ def scale(ax: Axes, axis: str, column: str, values: pd.Series) -> None:
         counts(ax, axis)
 
 
+def bound(ax: Axes, axis: str, column: str, values: pd.Series) -> None:
+    """End the axis near the single runs (``values``), and shares at 0 and 100 %: intervals of few runs reach far."""
+    if axis == "x" and ax.get_xscale() == "log":
+        return
+    shown = quantity(column)
+    low, high = values.min() * shown.scale, values.max() * shown.scale
+    room = (high - low) or math.inf  # as much again on each side; no limit where all runs agree
+    first, last = (low - room, high + room) if shown.unit != "%" else (max(low - room, -3), min(high + room, 103))
+    edges = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    (ax.set_xlim if axis == "x" else ax.set_ylim)(max(edges[0], first), min(edges[1], last))
+
+
 def counts(ax: Axes, axis: str) -> None:
     """Log axis whose ticks read 1k, 10k, 100k; with 2 and 5 between them where the range is short."""
     (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
@@ -97,12 +125,12 @@ def counts(ax: Axes, axis: str) -> None:
     own.set_minor_formatter(NullFormatter())
 
 
-def legend(ax: Axes, hue: str | None, **place: Any) -> None:
-    """Outside on the right, headed by the name of the column; none where there is one series."""
+def legend(ax: Axes, hue: str | None, **look: Any) -> None:
+    """To the right of the axes, below the title of the picture, headed by the column's name; none for one series."""
     if hue:
-        handles, labels = ax.get_legend_handles_labels()
         heading = hue.rpartition(".")[2].replace("_", " ")
-        ax.figure.legend(handles, labels, loc="outside right upper", title=heading, alignment="left", **place)
+        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "borderaxespad": 0.0, "alignment": "left"}
+        ax.legend(title=heading, **place, **look)
 
 
 def spell(counts: pd.Series) -> str:
@@ -111,7 +139,7 @@ def spell(counts: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def counted(means: pd.DataFrame) -> dict[str, str]:
+def counted(table: pd.DataFrame) -> dict[str, str]:
     """The n and the interval of a table of means, for the caption."""
-    several = means["n"].max() > 1
-    return {"n": f"{spell(means['n'])} seed{'s' if several else ''}", "interval": INTERVAL if several else ""}
+    several = table["n"].max() > 1
+    return {"n": f"{spell(table['n'])} seed{'s' if several else ''}", "interval": INTERVAL if several else ""}

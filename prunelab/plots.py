@@ -8,13 +8,14 @@ every function also takes what ``pictures.Shown`` lists: title, provenance, look
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.ticker import MaxNLocator
 
-from prunelab import marks, stats
+from prunelab import marks
 from prunelab.errors import PrunelabError
 from prunelab.gallery import provenance, save, saved
 from prunelab.pictures import Picture, Shown, canvas
@@ -52,8 +53,8 @@ def accuracy_against_compression(
     """Accuracy against compression on a log axis, intervals both ways, every run as a small dot.
 
     The dense baseline is a dashed line in a band of its 95 % t interval: of the runs that were never pruned, or, where
-    there are none, of the networks before their first pruning. All rounds that are given are drawn: select the last of
-    each run (``tables.final``) where earlier ones are in the midst of a training, as with DyPrune.
+    there are none, of the networks before their first pruning. All rounds that are given are drawn; with a method that
+    prunes while training, those before the last are networks in the midst of it.
 
     Args:
         rounds: one row per run and round: id, round, compression_ratio, ``hue``, ``x``, ``y``.
@@ -65,13 +66,13 @@ def accuracy_against_compression(
     Raises:
         PrunelabError: a column that is missing, or no row with a pruned network.
     """
-    need(rounds, ["id", "round", "compression_ratio", hue, x, y], "plots.accuracy_against_compression")
+    need(rounds, ["id", "round", "compression_ratio", hue, x, y], "plots.accuracy_against_compression", hue)
     whole = rounds["compression_ratio"] <= 1 + 1e-9
     dense, pruned = rounds[whole], rounds[~whole].dropna(subset=[x, y])
     never = dense[~dense["id"].isin(pruned["id"])]
     if pruned.empty:
         raise PrunelabError("plots.accuracy_against_compression: every row is dense; select pruned runs as well")
-    means = stats.summarise(pruned, by=[hue, "round"], columns=[x, y])
+    means = marks.means(pruned, by=[hue, "round"], columns=[x, y])
     across, up = quantity(x), quantity(y)
     words = [f"{up.label.capitalize()} against {across.label}."]
     with canvas(**{"size": (8.2, 4.8), **shown}, counted=marks.counted(means)) as (picture, axes):
@@ -88,6 +89,8 @@ def accuracy_against_compression(
             words.append(f"{name}: best mean {up.text(best[y], best[f'{y}_half'])} at {across.text(best[x])}.")
         marks.scale(ax, "x", x, pruned[x])
         ax.set_xlabel(across.axis)
+        marks.bound(ax, "x", x, pruned[x])
+        marks.bound(ax, "y", y, rounds[y])
         ax.set_title(up.axis)
         marks.legend(ax, hue, labelspacing=0.7)
         picture.alt = " ".join(words)
@@ -119,9 +122,9 @@ def curve(
         PrunelabError: a column that is missing or was never measured.
     """
     keys = [hue, x] if hue else [x]
-    measured = need(rows, [*keys, y], "plots.curve").dropna(subset=[x, y])
+    measured = need(rows, [*keys, y], "plots.curve", hue).dropna(subset=[x, y])
     need(measured, [], f"plots.curve, {y} against {x}")
-    means = stats.summarise(measured, by=keys, columns=[y])
+    means = marks.means(measured, by=keys, columns=[y])
     across, up = quantity(x), quantity(y)
     words = [f"{up.label.capitalize()} against {across.label}."]
     with canvas(**{"size": (7.6, 4.2), **shown}, counted=marks.counted(means)) as (picture, axes):
@@ -140,6 +143,7 @@ def curve(
         if x in ("epoch", "round"):
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel(across.axis)
+        marks.bound(ax, "y", y, measured[y])
         ax.set_title(up.axis)
         marks.legend(ax, hue)
         picture.alt = " ".join(words)
@@ -166,9 +170,9 @@ def strategies(
     Raises:
         PrunelabError: a column that is missing.
     """
-    need(rounds, [by, *metrics], "plots.strategies")
+    need(rounds, [by, *metrics], "plots.strategies", by)
     names = list(rounds[by].unique())
-    means = stats.summarise(rounds, by=[by], columns=list(metrics)).set_index(by).loc[names]
+    means = marks.means(rounds, by=[by], columns=list(metrics)).set_index(by).loc[names]
     size = (2.0 + 2.1 * len(metrics), 1.3 + 0.34 * len(names))
     sheet = canvas(1, len(metrics), **{"size": size, **shown}, counted=marks.counted(means), sharey=True)
     with sheet as (picture, axes):
@@ -184,7 +188,8 @@ def strategies(
             if baseline in means.index:
                 ax.axvline(middle[baseline], **marks.reference())
             marks.scale(ax, "x", metric, rounds[metric])
-            ax.set_title(quant.axis)
+            marks.bound(ax, "x", metric, rounds[metric])
+            ax.set_title("\n".join(textwrap.wrap(quant.axis, 26)))
             ax.grid(axis="y", visible=False)
             if ax.get_xscale() == "linear":
                 ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -200,7 +205,7 @@ def strategies(
 def _baseline(ax: Axes, dense: pd.DataFrame, y: str) -> str:
     """The dense networks, those of one seed counted once, whatever method they were the start of."""
     quant = quantity(y)
-    level = stats.mean_interval(dense.groupby("seed")[y].mean() if "seed" in dense else dense[y])
+    level = marks.level(dense.groupby("seed")[y].mean() if "seed" in dense else dense[y])
     ax.axhline(level.mean * quant.scale, label=f"dense (n = {level.n})", **marks.reference())
     if math.isfinite(level.half):
         grey = mpl.rcParams["xtick.color"]

@@ -70,10 +70,13 @@ def _accuracy(label: str) -> Quantity:
     return Quantity(label, "%", 100, 2)
 
 
+PARTS = ("train", "validation", "test")
 _KNOWN = {
-    **{f"{part}_accuracy": _accuracy(f"{part} accuracy") for part in ("train", "validation", "test")},
-    **{f"{part}_loss": Quantity(f"{part} loss", decimals=4) for part in ("train", "validation", "test")},
+    **{f"{part}_accuracy": _accuracy(f"{part} accuracy") for part in PARTS},
+    **{f"{part}_loss": Quantity(f"{part} loss", decimals=4) for part in PARTS},
     "test_f1_macro": _accuracy("macro F1"),
+    **{f"{part}_difference": Quantity(f"difference in {part} accuracy", "points", 100, 2) for part in PARTS},
+    "parameters_removed": Quantity("parameters removed", "%", 100, 2),
     "sparsity": Quantity("sparsity", decimals=4, trim=True),
     "requested_sparsity": Quantity("requested sparsity", decimals=4, trim=True),
     "density": Quantity("density (share of weights left)", trim=True, log=True),
@@ -99,7 +102,7 @@ _KNOWN = {
 
 def quantity(column: str) -> Quantity:
     """The way to show ``column``; an unknown one is shown under its own name, its settings prefix cut off."""
-    return _KNOWN.get(column) or Quantity(column.rpartition(".")[2].replace("_", " "))
+    return _KNOWN.get(column) or Quantity(column.rpartition(".")[2].replace("_", " "), trim=True)
 
 
 def short(count: float) -> str:
@@ -110,11 +113,17 @@ def short(count: float) -> str:
     return f"{count:.3g}" if count < 1000 else f"{count:.0f}"
 
 
-def need(frame: pd.DataFrame, columns: Iterable[str], where: str) -> pd.DataFrame:
+def need(frame: pd.DataFrame, columns: Iterable[str], where: str, name: str | None = None) -> pd.DataFrame:
     """``frame`` itself, once it is known to have rows and ``columns``.
 
+    Args:
+        frame: a table from outside.
+        columns: that it must have.
+        where: for the message.
+        name: the one of them that names the series; a row without a name would be lost without a word.
+
     Raises:
-        PrunelabError: a missing column, with the nearest that is there, or no row at all.
+        PrunelabError: a missing column, with the nearest that is there; a row without a name; no row at all.
     """
     for column in columns:
         if column not in frame.columns:
@@ -124,5 +133,9 @@ def need(frame: pd.DataFrame, columns: Iterable[str], where: str) -> pd.DataFram
     if frame.empty:
         raise PrunelabError(
             f"{where}: the table has no rows; check the query that selected them, or run the experiment first"
+        )
+    if name and (lost := int(frame[name].isna().sum())):
+        raise PrunelabError(
+            f"{where}: {lost} rows have no {name!r}; fill that column, or choose another for the series"
         )
     return frame

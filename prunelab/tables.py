@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunelab.gallery import saved
 from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Artefact
 from prunelab.quantities import MISSING, need, quantity
 
@@ -75,12 +76,6 @@ class Table:
         return [bool(cells) and all(cell[:1] in f"+-.0123456789{MISSING}" for cell in cells) for cells in columns]
 
 
-def final(rounds: pd.DataFrame) -> pd.DataFrame:
-    """The last round of each run, in the order of the rows."""
-    last = need(rounds, ["id", "round"], "tables.final").groupby("id")["round"].transform("max")
-    return rounds[rounds["round"] == last]
-
-
 def comparison(
     rounds: pd.DataFrame,
     by: str | Sequence[str] = "strategy",
@@ -91,7 +86,7 @@ def comparison(
     """Means ± half widths of 95 % t intervals over the seeds, one row per group in the order of its first appearance.
 
     Args:
-        rounds: rows of the store, one per run that counts (``final`` where runs have several rounds).
+        rounds: rows of the store, one per run that counts (the last round where runs have several).
         by: column or columns that name the groups.
         metrics: columns to compare; one that no row measured is left out.
         caption: one line below; empty: n, the interval, and what a missing ± means.
@@ -164,7 +159,8 @@ def summary(found: Iterable[str]) -> str:
 def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
     """Artefact, notebook, command, minutes, verdict: what lies under ``figures/``, for the README and ``status``.
 
-    Minutes and verdicts are those of the saved provenance; an artefact that was never made has none.
+    Minutes and verdicts are those of the saved provenance, whose ``claims`` is the table of ``papers.verdicts``; an
+    artefact that was never made has none.
 
     Args:
         artefacts: the rows, in their order.
@@ -172,12 +168,10 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
     """
     import pandas as pd
 
-    from prunelab.pictures import saved
-
     rows, numbers = [], []
     for artefact in artefacts:
         facts = saved(artefact.figure) or {}
-        found = [entry["verdict"] for entry in facts.get("verdicts") or []]
+        found = [entry["verdict"] for entry in facts.get("claims") or []]
         preset, minutes = facts.get("preset"), facts.get("minutes")
         notebook, command = (
             f"notebooks/{artefact.notebook}",

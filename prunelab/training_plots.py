@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from prunelab import marks, schedules, stats
+from prunelab import marks, schedules
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import MISSING, need, quantity, short
 
@@ -62,7 +62,7 @@ def training(epochs: pd.DataFrame, *, band: tuple[float, float] | None = BAND, *
         for top, bottom in axes.T:
             _label_events(top, events)
             bottom.set_xlabel("epoch")
-        picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        picture.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper right", ncols=3)
         picture.alt = _words(frame, parts, events)
     return picture
 
@@ -185,9 +185,7 @@ def _relative_axis(ax: Axes, band: tuple[float, float] | None) -> None:
     ax.axhline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     if band:
         green = marks.series(2)["color"]
-        ax.axhspan(*band, color=green, alpha=0.2, linewidth=0, zorder=0)
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
-        ax.annotate("may prune here", (0, sum(band) / 2), (4, 0), color=green, **place)
+        ax.axhspan(*band, color=green, alpha=0.2, linewidth=0, zorder=0, label="may prune here")
 
 
 def _words(frame: pd.DataFrame, parts: Sequence[str], events: pd.DataFrame) -> str:
@@ -205,7 +203,7 @@ def _words(frame: pd.DataFrame, parts: Sequence[str], events: pd.DataFrame) -> s
 def _way_down(left: Axes, right: Axes, events: pd.DataFrame, end: float | None) -> list[str]:
     """Prunings as points on the rule, and as weights left per pruning in the panel beside it."""
     words = []
-    means = stats.summarise(events, by=["series", "event"], columns=["weights"])
+    means = marks.means(events, by=["series", "event"], columns=["weights"])
     for position, (name, rows) in enumerate(marks.groups(means, "series", events)):
         look = marks.series(position)
         rows = rows.sort_values("event")

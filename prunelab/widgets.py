@@ -7,7 +7,7 @@ import html
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from prunelab import plots, stats, tables
+from prunelab import marks, plots, tables
 from prunelab.errors import PrunelabError
 from prunelab.pictures import Look, Picture
 from prunelab.quantities import need, quantity
@@ -15,6 +15,8 @@ from prunelab.quantities import need, quantity
 if TYPE_CHECKING:
     import pandas as pd
     from ipywidgets import VBox
+
+    from prunelab.stats import Interval
 
 ALL = "all (mean)"
 DIGITS = 4  # significant ones; positions that agree in so many are one, since seeds differ a little in what they reach
@@ -59,7 +61,7 @@ def explore(
         PrunelabError: a column that is missing or was never measured.
     """
     by = by or ("strategy" if "strategy" in rows else "method")
-    measured = need(rows, [x, y, by, "seed"], "widgets.explore").dropna(subset=[x, y])
+    measured = need(rows, [x, y, by, "seed"], "widgets.explore", by).dropna(subset=[x, y])
     need(measured, [], f"widgets.explore, {y} against {x}")
     measured = measured.assign(**{x: measured[x].map(lambda value: float(f"{value:.{DIGITS}g}"))})
     return _Explorer(measured, x, y, by, look).box
@@ -100,14 +102,14 @@ def view(
     beside = [column for column in BESIDE if column in own and column not in (x, y)][:3]
     table = tables.comparison(own.sort_values(x, ascending=x != "density"), by=x, metrics=[y, *beside])
     table = dataclasses.replace(table, chosen=known.index(at))
-    return View(picture, table, _sentence(stats.mean_interval(here[y]), x, y, choice, seed, at))
+    return View(picture, table, _sentence(marks.level(here[y]), x, y, choice, seed, at))
 
 
 def _chosen(rows: pd.DataFrame, by: str, choice: Any, seed: int | None) -> pd.DataFrame:
     return rows[(rows[by] == choice) & ((rows["seed"] == seed) if seed is not None else True)]
 
 
-def _sentence(level: stats.Interval, x: str, y: str, choice: Any, seed: int | None, at: float) -> str:
+def _sentence(level: Interval, x: str, y: str, choice: Any, seed: int | None, at: float) -> str:
     """``dropnet: at sparsity 0.95 test accuracy is 97.10 % ± 0.31 (n = 3).``."""
     across, up = quantity(x), quantity(y)
     count = f"n = {level.n}" if seed is None else f"seed {seed}"

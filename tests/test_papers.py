@@ -132,6 +132,10 @@ def entry(id_="p/a", more=PRESETS):
     return f'{{id = "{id_}", paper = "{id_.split("/")[0]}", title = "t", claim = "c", data = [], {more}}}'
 
 
+def judged(rule):
+    return f'{PRESETS}, claims = [{{id = "c", text = "", source = "", quantity = "q", rule = {rule}}}]'
+
+
 @pytest.mark.parametrize(
     ("artefacts", "complaint"),
     [
@@ -140,12 +144,12 @@ def entry(id_="p/a", more=PRESETS):
         (entry("q/a"), "paper 'q'"),
         (entry("p/A"), "small letters"),
         (entry(more=f"{PRESETS}, colour = 1"), "colour"),
-        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="about", quantity="q"}]'), "rule"),
-        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="within", quantity="q"}]'), "reported"),
-        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="shown", quantity="q", reported=1}]'), "no reported"),
-        (entry(more=PRESETS + ', claims = [{id="c", text="", source="", rule="shown", quantity="q", tolerance=-1}]'), "tolerance"),
+        (entry(more=judged('"about"')), "rule"),
+        (entry(more=judged('"within"')), "needs a reported number"),
+        (entry(more=judged('"shown", reported = 1')), "takes no reported number"),
+        (entry(more=judged('"shown", tolerance = -1')), "tolerance = -1"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_entry_is_refused_in_one_line_that_names_it(tmp_path, artefacts, complaint):
     with pytest.raises(PapersError, match=re.escape(complaint)) as caught:
         papers.read(written(tmp_path, artefacts))
@@ -154,7 +158,7 @@ def test_a_wrong_entry_is_refused_in_one_line_that_names_it(tmp_path, artefacts,
 
 
 def test_a_file_that_is_no_toml_or_not_there_is_refused(tmp_path):
-    with pytest.raises(PapersError, match="no such|No such"):
+    with pytest.raises(PapersError, match="No such file"):
         papers.read(tmp_path / "nothing.toml")
     (tmp_path / "bad.toml").write_text("paper = [")
     with pytest.raises(PapersError, match="no valid TOML"):

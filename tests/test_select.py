@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
@@ -31,11 +32,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(params=["few numbers", "many numbers"])
 def paths_of_the_threshold(request, monkeypatch):
-    """Small inputs take the short way; here they are also sent through sample, bracket (which often misses) and pieces."""
+    """Small inputs take the short way; here they also go through sample, bracket (which often misses) and pieces."""
     if request.param == "many numbers":
         monkeypatch.setattr(partition, "_MANY", 1)
         monkeypatch.setattr(partition, "_SAMPLE", 9)
-        monkeypatch.setattr(partition, "_WIDTH", 0.5)
+        monkeypatch.setattr(partition, "_WIDTH", -0.7)
         monkeypatch.setattr(partition, "_PIECE", 5)
 
 
@@ -257,10 +258,11 @@ def test_of_millions_only_a_few_per_cent_are_partitioned(monkeypatch):
     sizes = []
     whole = np.partition
     monkeypatch.setattr(np, "partition", lambda numbers, k: sizes.append(len(numbers)) or whole(numbers, k))
-    for share in (0.01, 0.5, 0.98):
-        score = large("random")
-        keep_highest({"a": score}, Masks({"a": torch.ones_like(score)}), int(share * len(score)), generator())
-        assert sizes.pop() < 0.03 * len(score)
+    score = large("random")
+    for current in (Masks({"a": torch.ones_like(score)}), Masks({"a": score > 0.5})):
+        for share in (0.01, 0.5, 0.98):
+            keep_highest({"a": score}, current, int(share * current.kept), generator())
+            assert sizes.pop() < 0.05 * current.kept
     assert not sizes
 
 
@@ -293,7 +295,7 @@ def test_amounts_round_half_to_even_as_torch_does():
     assert [amount_to_count(0.5, n) for n in (1, 3, 5, 7)] == [0, 2, 2, 4]
     assert amount_to_count(0, 10) == 0
     for amount, size in itertools.product((0.1, 0.25, 0.5, 0.77, 0.999), (1, 2, 3, 10, 333)):
-        pruned = nn.utils.prune.l1_unstructured(nn.Linear(size, 1), "weight", amount)
+        pruned = torch_prune.l1_unstructured(nn.Linear(size, 1), "weight", amount)
         assert amount_to_count(amount, size) == int((pruned.weight_mask == 0).sum())
 
 

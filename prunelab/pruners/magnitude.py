@@ -13,8 +13,6 @@ from prunelab.pruners import scores as score
 from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names, units_of
 from prunelab.settings import settings
 
-_TINY = torch.finfo(torch.float32).tiny  # a layer whose weights are all zero has scores of zero
-
 
 @settings
 class Magnitude:
@@ -46,7 +44,8 @@ class Magnitude:
         powers = score.reduce_to_units(score.magnitude(model, names, self.norm), names)
         there = units_of(current, names)
         norms = {layer: power.sqrt() if self.norm == 2 else power for layer, power in powers.items()}
-        return {layer: norm / norm[there[layer]].mean().clamp(min=_TINY) for layer, norm in norms.items()}
+        means = {layer: norm[there[layer]].mean() for layer, norm in norms.items()}
+        return {layer: norm / means[layer].clamp(min=torch.finfo(norm.dtype).tiny) for layer, norm in norms.items()}
 
     def select(
         self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator

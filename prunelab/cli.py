@@ -1,0 +1,414 @@
+"""The command line: it parses, calls and prints; what it does is done elsewhere and loaded only when asked for."""
+# ruff: noqa: T201 - printing is this module's work
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from prunelab import __version__, paths
+from prunelab.errors import PrunelabError, nearest
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
+
+Names = tyro.conf.Positional[tuple[str, ...]]
+Many = tyro.conf.UseAppendAction[tuple[str, ...]]
+
+
+def list_() -> int:
+    """Every table and figure that can be made again."""
+    from prunelab import papers, tables
+
+    print(tables.index(papers.artefacts()))
+    return 0
+
+
+def reproduce(
+    artefacts: Names = (),
+    /,
+    paper: str | None = None,
+    preset: Literal["smoke", "quick", "paper"] = "quick",
+    parameters: Annotated[Many, tyro.conf.arg(name="p", aliases=["-p"], metavar="NAME=VALUE")] = (),
+    jobs: int | None = None,
+    device: str | None = None,
+    force: bool = False,
+) -> int:
+    """Run the notebooks of artefacts and leave their figures; what is up to date is left alone.
+
+    Args:
+        artefacts: ids as `prunelab list` shows them, parts of ids, papers, or all.
+        paper: all artefacts of a paper; those whose data is not at hand are passed over.
+        preset: smoke takes seconds, quick minutes on two cores, paper is the paper's protocol.
+        parameters: a parameter of the notebooks; may be given several times.
+        jobs: processes that train side by side; left out: one per core.
+        device: auto, cpu or cuda.
+        force: run also what is up to date.
+    """
+    from prunelab import papers, reproduce, tables
+
+    if jobs is not None and jobs < 1:
+        raise PrunelabError(f"--jobs {jobs}: should be 1 or more")
+    if device is not None:
+        from prunelab.train import device as known
+
+        known(device)
+    whole = paper is not None or any(name in ("all", *(p.key for p in papers.papers())) for name in artefacts)
+    found = reproduce.chosen(artefacts, paper)
+    machine = {"jobs": jobs, "device": device}
+    plan = reproduce.plan(found, preset, parameters, machine=machine, force=force, skip_missing_data=whole)
+    failed = 0
+    for number, job in enumerate(plan, 1):
+        head = f"[{number}/{len(plan)}] {job.artefact.id}"
+        if job.reason:
+            print(f"{head}: {job.reason}")
+        else:
+            failed += not _run(head, job)
+    done = [job.artefact for job in plan if not job.reason.startswith("skipped")]
+    rows = [row for check in reproduce.verify(done) for row in check.claims if check.artefact in done]
+    if preset != "smoke" and rows:
+        import pandas as pd
+
+        print(f"\n{tables.verdicts(pd.DataFrame(rows).fillna(float('nan')))}")
+    print(f"\nfigures: {paths.figures()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
+    return FAILED if failed else 0
+
+
+def _run(head: str, job: object) -> bool:
+    """One notebook, with a line that moves; whether it ran to its end."""
+    from prunelab import notebook_runner, progress
+
+    job.executed.parent.mkdir(parents=True, exist_ok=True)  # type: ignore[attr-defined]
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
+        ticks = Path(folder) / "progress"
+        over = threading.Event()
+        thread = threading.Thread(target=_watch, args=(head, ticks, begin, over), daemon=True)
+        thread.start()
+        try:
+            notebook_runner.run(
+                job.notebook,  # type: ignore[attr-defined]
+                job.executed,  # type: ignore[attr-defined]
+                job.parameters,  # type: ignore[attr-defined]
+                environment={progress.VARIABLE: str(ticks)},
+            )
+            line = f"{head}: done in {_clock(time.monotonic() - begin)}"
+        except notebook_runner.NotebookFailed as error:
+            line = f"{head}: FAILED: {error}"
+        finally:
+            over.set()
+            thread.join()
+    print(f"{_CLEAR}{line}", flush=True)
+    if "FAILED" in line:
+        return False
+    job.remember()  # type: ignore[attr-defined]
+    return True
+
+
+_CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
+
+
+def _watch(head: str, ticks: Path, begin: float, over: threading.Event) -> None:
+    """What the notebook is doing: on a terminal a line that is rewritten, elsewhere one line a minute."""
+    from prunelab import progress
+
+    lively = sys.stdout.isatty()
+    shown = ""
+    while not over.wait(0.5 if lively else 30):
+        done, total = progress.look(ticks)
+        spent = time.monotonic() - begin
+        line = f"{head}: {_clock(spent)}"
+        if total:
+            left = f", about {_clock(spent / done * (total - done))} left" if 0 < done < total else ""
+            line += f", {done:,} of {total:,} epochs{left}"
+        if lively:
+            print(f"{_CLEAR}{line}", end="", flush=True)
+        elif line != shown:
+            print(line, flush=True)
+        shown = line
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def verify(artefacts: Names = (), /) -> int:
+    """Judge the committed numbers again; 1 when a verdict beside them is not what they give, or a file is missing.
+
+    Args:
+        artefacts: as for reproduce; none: all.
+    """
+    from prunelab import reproduce, tables
+
+    checks = reproduce.verify(reproduce.chosen(artefacts or ("all",)))
+    import pandas as pd
+
+    for check in checks:
+        if check.claims:
+            print(f"{check.artefact.id} ({check.preset})")
+            print(f"{tables.verdicts(pd.DataFrame(check.claims).fillna(float('nan')))}\n")
+    for check in checks:
+        print(f"{check.artefact.id:28s} {check.preset or '-':6s} {check.problem or check.verdict}")
+    return FAILED if any(check.problem for check in checks) else 0
+
+
+def status() -> int:
+    """Which artefacts, runs and data sets are there."""
+    from prunelab import gallery, papers
+    from prunelab.results import Store
+
+    for artefact in papers.artefacts():
+        facts = gallery.saved(artefact.figure) or {}
+        commit = facts.get("git_commit") or ["-"]
+        known = (
+            f"preset {facts['preset']}, {facts.get('n', 'n = -')}, commit {', '.join(commit)}"
+            if facts
+            else "not made yet"
+        )
+        print(f"{artefact.id:28s} {known}")
+    store = Store()
+    counts: dict[str, int] = {}
+    for run in store.ids(unfinished=True):
+        state = store.status(run)
+        counts[state] = counts.get(state, 0) + 1
+    print(f"\nruns in {store.root}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none"))
+    return 0
+
+
+def readme() -> int:
+    """Write the table of artefacts into README.md."""
+    from prunelab import readme
+
+    print("README.md was brought up to date" if readme.update() else "README.md is up to date")
+    return 0
+
+
+def lab() -> int:
+    """Open JupyterLab, with this Python, on the first notebook."""
+    first = next(
+        (p for name in ("index", "start_here") if (p := paths.notebooks() / f"{name}.ipynb").exists()),
+        paths.notebooks(),
+    )
+    environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
+    command = [sys.executable, "-m", "jupyter", "lab", str(first)]
+    return subprocess.run(command, cwd=paths.root(), env=environment, check=False).returncode
+
+
+# -- data
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def data_list() -> int:
+    """Known data sets, and where each would come from."""
+    from prunelab import data
+
+    for row in data.available():
+        images = "" if row["images"] is None else f"{row['images']:>9,} samples"
+        state = f"ready, {row['bytes'] / 1e6:,.0f} MB" if row["prepared"] else f"from {row['origin']}"
+        print(f"{row['name']:15s} {row['source']:28s} {images:18s} {state}")
+    return 0
+
+
+def data_prepare(
+    name: tyro.conf.Positional[str], /, from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+) -> int:
+    """Decode a data set once and for all.
+
+    Args:
+        name: of a data set; with --from it may be a new one.
+        from_: a folder, zip or tar of {train,test}/<class>/<image>.
+    """
+    from prunelab import data
+
+    path = data.prepare(name, from_)
+    print(f"{name} is ready: {path}")
+    return 0
+
+
+def data_verify(name: tyro.conf.Positional[str] | None = None, /) -> int:
+    """Read prepared data sets whole and compare their digests.
+
+    Args:
+        name: one data set; left out: all that are prepared.
+    """
+    from prunelab import data
+
+    rows = data.verify(name)
+    for row in rows:
+        print(f"{row['name']:15s} {'sound' if row['ok'] else row['problem']}")
+    if not rows:
+        print("no data set is prepared yet")
+    return 0 if all(row["ok"] for row in rows) else FAILED
+
+
+# -- runs
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def runs_list() -> int:
+    """Every run of the store."""
+    from prunelab.results import Store
+
+    listing = Store().list()
+    columns = [c for c in ("id", "status", "rounds", "test_accuracy", "seconds", "bytes", "finished") if c in listing]
+    print(listing[columns].to_string(index=False) if len(listing) else f"no runs in {Store().root}")
+    return 0
+
+
+def runs_show(run: tyro.conf.Positional[str], /) -> int:
+    """Everything about one run, as JSON.
+
+    Args:
+        run: its id, or the beginning of it.
+    """
+    from prunelab.results import Store
+
+    print(json.dumps(Store().show(run), indent=2, default=str))
+    return 0
+
+
+def runs_export(path: tyro.conf.Positional[Path], runs: Names = (), /) -> int:
+    """Write complete runs into one tar file, to take them to another machine.
+
+    Args:
+        path: of the tar file.
+        runs: ids; none: all.
+    """
+    from prunelab import archive
+    from prunelab.results import Store
+
+    print(f"{len(archive.export(Store(), path, runs or None))} runs in {path}")
+    return 0
+
+
+def runs_import(path: tyro.conf.Positional[Path], /) -> int:
+    """Bring the runs of a tar file into the store; those that are there stay as they are.
+
+    Args:
+        path: what `prunelab runs export` wrote.
+    """
+    from prunelab import archive
+    from prunelab.results import Store
+
+    report = archive.import_(Store(), path)
+    print(", ".join(f"{len(getattr(report, part))} {part}" for part in report.__dataclass_fields__))
+    return 0
+
+
+def runs_gc(days: float = 7, failed: bool = False, dry_run: bool = False) -> int:
+    """Delete what no process will use again; complete runs are never touched.
+
+    Args:
+        days: how old an unfinished run has to be.
+        failed: delete failed runs too, so that they are tried again.
+        dry_run: only say what would go.
+    """
+    from prunelab import archive
+    from prunelab.results import Store
+
+    garbage = archive.gc(Store(), days, failed, dry_run)
+    for item in garbage:
+        print(f"{item.what}: {item.path} ({item.bytes / 1e6:,.1f} MB)")
+    print(f"{sum(i.bytes for i in garbage) / 1e6:,.1f} MB {'would be' if dry_run else 'were'} freed")
+    return 0
+
+
+def runs_discard(run: tyro.conf.Positional[str], /) -> int:
+    """Delete one run, so that it is trained again when it is next asked for.
+
+    Args:
+        run: its id, or the beginning of it.
+    """
+    from prunelab.results import Store
+
+    store = Store()
+    store.discard(run_id := store.id(run))
+    print(f"{run_id} is gone")
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int] | dict[str, Callable[..., int]]] = {
+    "list": list_,
+    "reproduce": reproduce,
+    "verify": verify,
+    "status": status,
+    "data": {"list": data_list, "prepare": data_prepare, "verify": data_verify},
+    "runs": {
+        "list": runs_list,
+        "show": runs_show,
+        "export": runs_export,
+        "import": runs_import,
+        "gc": runs_gc,
+        "discard": runs_discard,
+    },
+    "lab": lab,
+    "readme": readme,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program: exit code 0, 1 where something failed, 2 where something was asked wrongly, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except PrunelabError as error:
+        print(f"prunelab: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print(
+            f"{_CLEAR}prunelab: interrupted; finished rounds are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:  # `prunelab runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"prunelab {__version__}")
+        return 0
+    program, table = "prunelab", COMMANDS
+    while True:
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview(program, table))
+            return 0 if words else WRONG
+        if words[0] not in table:
+            raise PrunelabError(
+                f"there is no command {program.partition(' ')[2]} {words[0]!r}: ".replace("  ", " ")
+                + nearest(words[0], table)
+            )
+        program, command, words = f"{program} {words[0]}", table[words[0]], words[1:]
+        if callable(command):
+            break
+        table = command  # type: ignore[assignment]
+    try:
+        return tyro.cli(
+            command, prog=program, args=words, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        )
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else WRONG
+
+
+def _overview(program: str, table: dict) -> str:
+    lines = [f"usage: {program} COMMAND ...", ""]
+    for name, command in table.items():
+        words = command.__doc__.splitlines()[0] if callable(command) else ", ".join(command)
+        lines.append(f"  {name:10s} {words}")
+    return "\n".join([*lines, "", f"{program} COMMAND -h says more."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""Runs that travel: equal after the round trip, refused after any change; and what gc may and may not delete."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prunelab import archive
+from prunelab.results import Checkpoint, Store, StoreError
+from prunelab.settings import Prune, Run
+
+RUNS = [Run(seed=0), Run(seed=1, prune=Prune(method="dropnet", options={"k": 2}))]
+WEEK = 8 * 86400
+
+
+def save(writer):
+    row = {"round": 0, "test_accuracy": 0.9}
+    writer.save(Checkpoint({"w": np.ones(3)}, {}, [row], [{"round": 0, "epoch": 1, "train_loss": 0.5}]))
+
+
+def complete(store, run):
+    with store.claim(run) as writer:
+        save(writer)
+        removals = {"w": np.arange(3, dtype=np.int16)} if run.seed else None
+        writer.finish({"w": np.full(3, run.seed, np.float32)}, {"w": np.array([True, False, True])}, removals)
+
+
+def interrupt(store, run, reason=None):
+    with store.claim(run) as writer:
+        save(writer)
+        if reason:
+            writer.fail(reason)
+    return store.root / f"{run.id}.partial"
+
+
+def aged(path, seconds=WEEK):
+    for entry in (path, *path.rglob("*")):
+        os.utime(entry, (time.time() - seconds,) * 2)
+    return path
+
+
+def content(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "runs")
+    for run in RUNS:
+        complete(store, run)
+    return store
+
+
+@pytest.fixture
+def other(tmp_path):
+    return Store(tmp_path / "other")
+
+
+@pytest.fixture
+def tar(store, tmp_path):
+    archive.export(store, tmp_path / "runs.tar")
+    return tmp_path / "runs.tar"
+
+
+# ---- export, import ----
+
+
+def test_what_is_imported_equals_what_was_exported(store, other, tar):
+    report = archive.import_(other, tar)
+    assert report == archive.Imported(new=sorted(run.id for run in RUNS), existing=[], busy=[])
+    assert content(other.root) == content(store.root)
+    for what in ("rounds", "epochs"):
+        pd.testing.assert_frame_equal(getattr(other, what)(), getattr(store, what)())
+    assert other.removals(RUNS[1])["w"].tolist() == [0, 1, 2]
+    assert other.settings(RUNS[1]) == RUNS[1]
+
+
+def test_equal_runs_give_equal_bytes(store, other, tar, tmp_path):
+    archive.import_(other, tar)
+    for path in other.root.rglob("*"):
+        os.utime(path, (1, 1))
+    archive.export(other, tmp_path / "again.tar")
+    assert (tmp_path / "again.tar").read_bytes() == tar.read_bytes()
+
+
+def test_runs_can_be_chosen_and_a_run_that_is_not_complete_is_refused(store, tmp_path):
+    path = tmp_path / "one.tar"
+    assert archive.export(store, path, [RUNS[0]]) == [RUNS[0].id]
+    with tarfile.open(path) as tar:
+        assert {name.split("/")[0] for name in tar.getnames()} == {"manifest.json", RUNS[0].id}
+    before = path.read_bytes()
+    interrupt(store, Run(seed=9))
+    interrupt(store, Run(seed=10), reason="nan")
+    with pytest.raises(StoreError, match="is partial: only complete runs can be exported"):
+        archive.export(store, path, [RUNS[0], Run(seed=9)])
+    assert path.read_bytes() == before
+    assert len(archive.export(store, path)) == 2
+
+
+def test_an_empty_store_has_nothing_to_export(other, tmp_path):
+    with pytest.raises(StoreError, match="no complete run to export"):
+        archive.export(other, tmp_path / "x.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(store, tmp_path):
+    with pytest.raises(StoreError, match="cannot be written"):
+        archive.export(store, tmp_path / "absent" / "x.tar")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="cannot be written"):
+        archive.export(store, tmp_path / "folder")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_runs_that_are_there_stay_as_they_are(store, other, tar):
+    complete(other, RUNS[0])
+    folder = other.root / RUNS[0].id
+    (folder / "provenance.json").write_text('{"mine": true}\n')
+    report = archive.import_(other, tar)
+    assert (report.new, report.existing) == ([RUNS[1].id], [RUNS[0].id])
+    assert other.show(RUNS[0])["provenance"] == {"mine": True}
+
+
+def test_an_import_completes_interrupted_runs_but_leaves_those_in_training(other, tar):
+    interrupt(other, RUNS[0])
+    with other.claim(RUNS[1]) as writer:
+        save(writer)
+        report = archive.import_(other, tar)
+        assert (report.new, report.busy) == ([RUNS[0].id], [RUNS[1].id])
+        assert not writer.complete
+    assert not (other.root / f"{RUNS[0].id}.partial").exists()
+    assert archive.import_(other, tar).new == [RUNS[1].id]
+
+
+def rebuilt(path, change):
+    """Write the archive anew, each (name, data) through ``change``, which gives a list of members."""
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            for new, content in change(name, data):
+                info = tarfile.TarInfo(new)
+                if isinstance(content, str):
+                    info.type, info.linkname = tarfile.SYMTYPE, content
+                    tar.addfile(info)
+                else:
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def manifest(change):
+    """A change of the manifest's runs alone."""
+
+    def changed(name, data):
+        if name != "manifest.json":
+            return [(name, data)]
+        value = json.loads(data)
+        change(value)
+        return [(name, json.dumps(value).encode())]
+
+    return changed
+
+
+def forge(name, data):
+    """A whole archive with right digests, in which one run has the settings of another."""
+    run_id = RUNS[0].id
+    settings = {"format": 1, "id": run_id, "run": Run(seed=7).asdict()}
+    forged = json.dumps(settings).encode()
+    if name == "manifest.json":
+        value = json.loads(data)
+        value["runs"][run_id]["settings.json"] = hashlib.sha256(forged).hexdigest()
+        return [(name, json.dumps(value).encode())]
+    return [(name, forged if name == f"{run_id}/settings.json" else data)]
+
+
+def renamed(value, new):
+    value["runs"][new] = value["runs"].pop(RUNS[0].id)
+
+
+def put(value, name):
+    value["runs"][RUNS[0].id][name] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda n, d: [(n, d[:-1] + b"?" if n.endswith("masks.safetensors") else d)], "has another digest"),
+        (lambda n, d: [(n, d), ("../evil", b"x")] if n == "manifest.json" else [(n, d)], "'../evil' does not belong"),
+        (lambda n, d: [(n, d), ("/etc/evil", b"x")] if n == "manifest.json" else [(n, d)], "does not belong"),
+        (lambda n, d: [(n, "/etc/passwd" if n.endswith("masks.safetensors") else d)], "does not belong"),
+        (lambda n, d: [(n, d)] * (1 + n.endswith("masks.safetensors")), "does not belong"),
+        (lambda n, d: [] if n.endswith("masks.safetensors") else [(n, d)], "is truncated"),
+        (lambda n, d: [] if n == "manifest.json" else [(n, d)], "does not start with its manifest"),
+        (lambda n, d: [(n, b"[]" if n == "manifest.json" else d)], "does not start with its manifest"),
+        (lambda n, d: [(n, b"{" if n == "manifest.json" else d)], "does not start with its manifest"),
+        (manifest(lambda value: value.update(format="prunelab runs 2")), "has format 'prunelab runs 2'"),
+        (manifest(lambda value: renamed(value, "../../x-y-z-s0-00000000")), "is no run"),
+        (manifest(lambda value: renamed(value, "x-y-z-s0-00000000")), "does not belong"),
+        (manifest(lambda value: put(value, "../../evil")), "is no run, or lacks a file"),
+        (manifest(lambda value: value["runs"][RUNS[0].id].pop("rounds.parquet")), "lacks a file"),
+        (forge, "holds the settings of none-mlp-mnist-s7"),
+    ],
+)
+def test_a_changed_archive_is_refused_and_the_store_untouched(other, tar, tmp_path, change, says):
+    complete(other, Run(seed=50))
+    before = content(other.root)
+    rebuilt(tar, change)
+    outside = set(tmp_path.rglob("*"))
+    with pytest.raises(StoreError) as caught:
+        archive.import_(other, tar)
+    message = str(caught.value)
+    assert says in message
+    assert "\n" not in message
+    assert str(tar) in message
+    assert content(other.root) == before
+    assert set(tmp_path.rglob("*")) == outside
+
+
+@pytest.mark.parametrize("cut", ["in the manifest", "between two files", "in the last file"])
+def test_a_truncated_archive_is_refused(other, tar, cut):
+    with tarfile.open(tar) as file:
+        members = list(file)
+    end = {
+        "in the manifest": members[0].offset_data + 10,
+        "between two files": members[4].offset,
+        "in the last file": members[-1].offset_data + 10,
+    }
+    tar.write_bytes(tar.read_bytes()[: end[cut]])
+    with pytest.raises(StoreError, match=r"damaged|truncated|does not start with its manifest"):
+        archive.import_(other, tar)
+    assert other.ids() == []
+
+
+def test_other_formats_are_refused(other, tar, tmp_path):
+    (tmp_path / "zipped.tar").write_bytes(gzip.compress(tar.read_bytes()))
+    (tmp_path / "text.tar").write_text("hello " * 500)
+    (tmp_path / "empty.tar").touch()
+    for name in ("zipped.tar", "text.tar", "empty.tar", "absent.tar", "."):
+        with pytest.raises(StoreError) as caught:
+            archive.import_(other, tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert other.ids() == []
+
+
+# ---- gc ----
+
+
+def test_gc_says_what_it_would_free_and_frees_it(store):
+    old = aged(interrupt(store, Run(seed=20)))
+    interrupt(store, Run(seed=21))
+    failed = interrupt(store, Run(seed=22), reason="nan")
+    left = aged(store.root / RUNS[0].id)
+    shutil.copy(old / "checkpoint.safetensors", left)  # as a process leaves it that is killed at the very end
+    (store.root / ".import-abc").mkdir()
+    aged(store.root / ".import-abc")
+    (store.root / ".trash-abc").mkdir()
+    aged(store.root / ".locks")
+    before = content(store.root)
+
+    found = {garbage.path: garbage for garbage in archive.gc(store)}
+    assert {path.name: garbage.what for path, garbage in found.items()} == {
+        old.name: "interrupted run",
+        "checkpoint.safetensors": "checkpoint of a complete run",
+        ".import-abc": "interrupted import or deletion",
+    }
+    assert found[old].bytes == sum(path.stat().st_size for path in old.iterdir())
+    assert content(store.root) == before
+
+    assert archive.gc(store, dry_run=False) == list(found.values())
+    assert not any(path.exists() for path in found)
+    assert {store.status(run) for run in RUNS} == {"complete"}
+    assert store.status(Run(seed=21)) == "partial"
+    assert [garbage.path for garbage in archive.gc(store, failed=True, dry_run=False)] == [failed]
+    assert store.status(Run(seed=22)) == "missing"
+
+
+def test_gc_leaves_a_run_that_a_process_holds_however_old(store):
+    with store.claim(Run(seed=20)) as writer:
+        save(writer)
+        aged(store.root)
+        assert archive.gc(store, days=0, failed=True, dry_run=False) == []
+        assert writer.checkpoint is not None
+
+
+def test_gc_clears_the_locks_of_runs_that_are_gone(store):
+    with contextlib.suppress(KeyboardInterrupt), store.claim(Run(seed=20)):
+        raise KeyboardInterrupt
+    lock = store.root / ".locks" / f"{Run(seed=20).id}.lock"
+    assert lock.exists()
+    assert archive.gc(store, dry_run=False) == []
+    aged(store.root / ".locks")
+    assert [garbage.what for garbage in archive.gc(store, dry_run=False)] == ["lock of no process"]
+    assert not lock.exists()
+
+
+def test_gc_of_a_store_that_is_not_there(tmp_path):
+    assert archive.gc(Store(tmp_path / "none"), dry_run=False) == []
