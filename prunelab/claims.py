@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,8 @@ class Place:
         """Acquire ``lock``; for errors see ``Store.claim``."""
         with records.writing(self.root):
             self.lock_file.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK):  # where only the locks can be written: say so now, not after a round
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             try:
                 # Not 0: who only asks for the status holds the lock for some microseconds.
                 lock.acquire(timeout=0.02, poll_interval=0.004)

@@ -261,7 +261,9 @@ def runs_list() -> int:
     from prunelab.results import Store
 
     listing = Store().list()
-    columns = [c for c in ("id", "status", "rounds", "test_accuracy", "seconds", "bytes", "finished") if c in listing]
+    columns = [
+        c for c in ("id", "status", "rounds", "last_test_accuracy", "seconds", "bytes", "finished") if c in listing
+    ]
     print(listing[columns].to_string(index=False) if len(listing) else f"no runs in {Store().root}")
     return 0
 

@@ -62,12 +62,12 @@ class Results:
     @property
     def rounds(self) -> pd.DataFrame:
         """One row per run and round."""
-        return self._named(self.store.rounds(self.ids))
+        return self._named(self.store.rounds(self.ids, unfinished=bool(self.failed)))
 
     @property
     def epochs(self) -> pd.DataFrame:
         """One row per run and epoch."""
-        return self._named(self.store.epochs(self.ids))
+        return self._named(self.store.epochs(self.ids, unfinished=bool(self.failed)))
 
     @property
     def last(self) -> pd.DataFrame:
@@ -284,6 +284,7 @@ class _Active:
         self.state: dict[str, Tensor] = {}
         self.index = whole_index(self.dense)
         self.over = False
+        self._counted: tuple[int, dict[str, int]] = -1, {}
         self.validation: Evaluation | None = None
         self.test: Evaluation | None = None
         dense_masks = pruners.start(self.dense, self.pruner, run.prune.layers)
@@ -472,6 +473,12 @@ class _Active:
         return found
 
     def _units(self) -> dict[str, int]:
+        """Live units by layer; they change only with the masks, and every epoch asks for them."""
+        if self._counted[0] != self.member.version:
+            self._counted = self.member.version, self._count_units()
+        return self._counted[1]
+
+    def _count_units(self) -> dict[str, int]:
         try:
             return live_units(self.member.model, self.member.masks)
         except ShrinkError:  # not a chain: a unit is alive while it has an input

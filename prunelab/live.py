@@ -22,6 +22,7 @@ from prunelab import live_view, pruners
 from prunelab.collapse import dead_layers
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
+from prunelab.live_view import per_cent
 from prunelab.masks import Masks
 from prunelab.pruners.select import check_amount
 from prunelab.settings import Prune
@@ -35,6 +36,7 @@ STEPS = (*(per_cent / 100 for per_cent in range(100)), 0.995, 0.999)  # position
 STANDARD = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # those that a sweep visits
 SCOPES = {"all layers compete": "global", "each layer by itself": "layer"}
 BATCH = 500  # samples at a time; more fall out of the processor's cache
+LAST_SEED = 2**31 - 1
 NEEDED = {"granularity", "scope", "allow_empty"}  # options of a method that can be moved by these controls
 
 
@@ -80,6 +82,8 @@ class PruningExplorer(widgets.VBox):
         for what, value, known in (("method", method, offered()), ("scope", scope, SCOPES.values())):
             if value not in known:
                 raise PrunelabError(f"PruningExplorer: {what} = {value!r}: {nearest(value, known)}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LAST_SEED:
+            raise PrunelabError(f"seed = {seed!r}: should be a whole number from 0 to {LAST_SEED}")
         check_amount(rate)
         # Convolutions are twice as fast in this order of memory; layers without channels keep theirs.
         self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
@@ -123,17 +127,13 @@ class PruningExplorer(widgets.VBox):
         def layout(width: str) -> dict[str, Any]:
             return {"style": {"description_width": "initial"}, "layout": {"width": width, "max_width": "100%"}}
 
-        rates = [(_per_cent(value), value) for value in sorted({*STEPS, rate})]
+        rates = [(per_cent(value), value) for value in sorted({*STEPS, rate})]
         self.rate = widgets.SelectionSlider(
-            options=rates,
-            value=rate,
-            description="pruning rate",
-            tooltip="share of the weights that goes",
-            **layout("44em"),
+            options=rates, value=rate, description="pruning rate", tooltip="weights that go", **layout("44em")
         )
         self.score = widgets.Dropdown(options=offered(), value=method, description="score", **layout("14em"))
         self.scope = widgets.Dropdown(options=SCOPES.items(), value=scope, description="scope", **layout("17em"))
-        self.seed = widgets.BoundedIntText(value=seed, max=2**31 - 1, description="seed", **layout("9em"))
+        self.seed = widgets.BoundedIntText(value=seed, max=LAST_SEED, description="seed", **layout("9em"))
         self.button = widgets.Button(description="sweep", tooltip="visit the standard pruning rates")
         self._sentence, self._panel, self._errors = widgets.HTML(), widgets.HTML(), widgets.Output()
         for control in (self.rate, self.score, self.scope, self.seed):
@@ -170,8 +170,8 @@ class PruningExplorer(widgets.VBox):
         points = [(known, found[1]) for (*other, known), found in self._visited.items() if tuple(other) == setting]
         self._masks = masks
         self._words = (
-            f"At a pruning rate of {_per_cent(rate)} (sparsity {sparsity:.3f}) accuracy on {len(self._y):,} "
-            f"{self._unit} is {_per_cent(accuracy, 1)}, dense {_per_cent(self._dense_accuracy, 1)}."
+            f"At a pruning rate of {per_cent(rate)} (sparsity {sparsity:.3f}) accuracy on {len(self._y):,} "
+            f"{self._unit} is {per_cent(accuracy, 1)}, dense {per_cent(self._dense_accuracy, 1)}."
         )
         if dead := dead_layers(self._model, masks):
             self._words += f" Layer {', '.join(dead)} is cut off: the answers no longer depend on the input."
@@ -216,13 +216,7 @@ def _sample(data: Dataset | tuple[Tensor, Tensor], count: int, device: torch.dev
     if len(x) != len(y) or not len(y):
         raise PrunelabError(f"data has {len(x)} inputs and {len(y)} labels: give as many, and at least one")
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:count].sort().values.to(y.device)
-    x, y = x[rows], y[rows]
-    x = data.scale(x) if isinstance(data, Dataset) else x
+    x = data.scale(x[rows]) if isinstance(data, Dataset) else x[rows]
     what = f"{'test ' * isinstance(data, Dataset)}{'images' if x.ndim == 4 else 'samples'}"
     x = x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
-    return x, y.to(device), what
-
-
-def _per_cent(share: float, decimals: int | None = None) -> str:
-    number = f"{share * 100:g}" if decimals is None else f"{share * 100:.{decimals}f}"
-    return f"{number} %"
+    return x, y[rows].to(device), what

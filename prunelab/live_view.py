@@ -53,8 +53,8 @@ def curve(points: Collection[Point], at: Point, dense: float, words: str) -> str
     """Accuracy against pruning rate as SVG; the axes go from 0 to 100 % always, so that nothing jumps."""
     grid = "".join(
         f'<line class="grid" x1="{_x(0)}" x2="{_x(1)}" y1="{_y(tick)}" y2="{_y(tick)}"/>'
-        f'<text x="{LEFT - 8}" y="{_y(tick) + 4}" text-anchor="end">{tick:.0%}</text>'.replace("%", "")
-        + f'<text x="{_x(tick)}" y="{_y(0) + 17}" text-anchor="middle">{tick * 100:.0f}</text>'
+        f'<text x="{LEFT - 8}" y="{_y(tick) + 4}" text-anchor="end">{tick * 100:.0f}</text>'
+        f'<text x="{_x(tick)}" y="{_y(0) + 17}" text-anchor="middle">{tick * 100:.0f}</text>'
         for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)
     )
     line = " ".join(f"{_x(rate)},{_y(accuracy)}" for rate, accuracy in sorted(points))
@@ -65,8 +65,8 @@ def curve(points: Collection[Point], at: Point, dense: float, words: str) -> str
         f'{grid}<text x="0" y="14">accuracy (%)</text>'
         f'<text x="{(_x(0) + _x(1)) / 2}" y="{HEIGHT - 4}" text-anchor="middle">pruning rate (%)</text>'
         f'<line class="dense" x1="{_x(0)}" x2="{_x(1)}" y1="{_y(dense)}" y2="{_y(dense)}"/>'
-        f'<text x="{_x(1)}" y="{_y(dense) - 6}" text-anchor="end">dense {dense:.1%}</text>'.replace("%<", " %<")
-        + f'<polyline class="curve" points="{line}"/>{dots}'
+        f'<text x="{_x(1)}" y="{_y(dense) - 6}" text-anchor="end">dense {per_cent(dense, 1)}</text>'
+        f'<polyline class="curve" points="{line}"/>{dots}'
         f'<line class="here" x1="{x}" x2="{x}" y1="{_y(0)}" y2="{_y(0) - 7}"/>'
         f'<circle class="here" cx="{x}" cy="{y}" r="6"/></svg>'
     )
@@ -81,6 +81,12 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> str:
         f"<th>kept</th><th>of</th><th>density</th></tr></thead><tbody>{body}</tbody>"
         f"<tfoot>{_row('all', kept, total)}</tfoot></table></div>"
     )
+
+
+def per_cent(share: float, decimals: int | None = None) -> str:
+    """``99.5 %``; with as many decimals as there are, or as asked for."""
+    number = f"{share * 100:g}" if decimals is None else f"{share * 100:.{decimals}f}"
+    return f"{number} %"
 
 
 def _row(name: str, kept: int, total: int) -> str:

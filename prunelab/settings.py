@@ -202,7 +202,8 @@ class Run:
         for part, values in self.asdict().items():
             if part in ("seed",) or values is None:
                 continue
-            for name, value in {**values, **values.pop("options", {})}.items():
+            options = values.pop("options", {})
+            for name, value in {**values, **options}.items():
                 columns[f"{part}.{name}"] = json.dumps(value) if isinstance(value, list | dict) else value
         return columns
 

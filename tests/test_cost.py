@@ -185,3 +185,20 @@ def test_a_summary_of_lenet_5_is_cheap_enough_for_every_round(lenet_5):
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(30)) < 0.02  # 3 ms where nothing else runs
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet_300_100", "lenet_5", "dropnet_a", "dropnet_b", "dropnet_c"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 40)])
+def test_a_chain_is_reckoned_as_the_flop_counter_counts_it(name, shape):
+    class Wrapped(nn.Module):  # no chain, so it is counted
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = build(settings.Model(name), shape, 7, 0)
+    by_shape, counted = cost.layer_macs(model, shape), cost.layer_macs(Wrapped(model), shape)
+    assert {f"inner.{layer}": macs for layer, macs in by_shape.items()} == counted
+    assert cost.macs(model, shape) == cost.macs(Wrapped(model), shape) == sum(by_shape.values())

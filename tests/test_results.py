@@ -629,6 +629,8 @@ def test_a_store_without_permission_is_read_but_not_written(store):
         assert len(Store(store.root).rounds()) == 2
         with pytest.raises(StoreError, match="Permission denied"):
             store.discard(RUN)
+        with pytest.raises(StoreError, match="Permission denied"), store.claim(Run(seed=99)):
+            pass
     finally:
         store.root.chmod(0o755)
 
