@@ -155,9 +155,8 @@ class PruningExplorer(widgets.VBox):
         except Exception as error:
             self._failure = self._failure or error
             self._words = self._sentence.value = self._panel.value = ""
-            shown = {"ename": type(error).__name__, "evalue": str(error)}
-            trace = traceback.format_exception(error)
-            self._errors.outputs = ({"output_type": "error", **shown, "traceback": trace},)
+            name, trace = type(error).__name__, traceback.format_exception(error)
+            self._errors.outputs = ({"output_type": "error", "ename": name, "evalue": str(error), "traceback": trace},)
             raise
 
     def _show(self, rate: float) -> None:
@@ -192,10 +191,9 @@ class PruningExplorer(widgets.VBox):
     @torch.inference_mode()
     def _accuracy(self, masks: Masks) -> float:
         weights = {name: self._model.get_parameter(name) * mask for name, mask in masks.items()}
-        right = 0
-        for x, y in zip(self._x.split(BATCH), self._y.split(BATCH), strict=True):
-            right += (functional_call(self._model, weights, (x,)).argmax(-1) == y).sum()
-        return int(right) / len(self._y)
+        parts = zip(self._x.split(BATCH), self._y.split(BATCH), strict=True)
+        right = (functional_call(self._model, weights, (x,)).argmax(-1) == y for x, y in parts)
+        return sum(int(part.sum()) for part in right) / len(self._y)
 
 
 def offered() -> list[str]:

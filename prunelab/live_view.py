@@ -19,7 +19,8 @@ STYLE = """<style>
   color: var(--jp-content-font-color1, inherit); --series: var(--jp-brand-color1, #0072b2); --here: #d55e00;
   --faint: var(--jp-border-color1, #8888)}
 .prunelab-live svg {max-width: 100%; height: auto; font-size: 12px; flex: none}
-.prunelab-live text {fill: currentColor}
+.prunelab-live text {fill: currentColor; stroke: var(--jp-layout-color0, Canvas); stroke-width: 4px;
+  paint-order: stroke}
 .prunelab-live .grid {stroke: var(--jp-border-color2, #8884)}
 .prunelab-live .dense {stroke: currentColor; stroke-dasharray: 6 4}
 .prunelab-live .curve {stroke: var(--series); stroke-width: 2; fill: none; stroke-linejoin: round}

@@ -165,6 +165,9 @@ def _execute(
             kernel_manager_class=_own_kernel(scratch, log, environment),
             config=Config({"KernelManager": {**_transport(scratch), "shutdown_wait_time": SHUTDOWN}}),
         )
+    except KeyboardInterrupt:  # the cell ends with one too, and nobody is left whom its task could tell
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+        raise
     except papermill.PapermillExecutionError as error:
         told = short(str(error))  # the executed copy has it too, with the number of its cell
     except CellTimeoutError:

@@ -83,7 +83,7 @@ def page(address: str, size: tuple[int, int] = (1400, 1000)):
 def run_all_cells(page) -> None:
     """Through the menu; back when every code cell has a number."""
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-    page.get_by_text("Python 3", exact=True).first.wait_for()  # the kernel is chosen
+    page.get_by_text("| Idle").wait_for()  # in the status bar: the kernel is there
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
     page.wait_for_function(
