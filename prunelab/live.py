@@ -44,11 +44,10 @@ class PruningExplorer(widgets.VBox):
     """Controls, one sentence, a curve that fills in as rates are visited, and the kept weights of each layer.
 
     The masks are those of ``prunelab.prune`` with the same method, scope, seed and ``allow_empty=True``, for the
-    scores, which are computed once, go through the method's own selection. One move costs that selection and one pass
-    over a fixed sample. While the kernel is busy the browser holds back all positions but the latest, so nothing queues
-    up.
-
-    An error is shown in red in the widget and raised; ``check`` raises it again, for runs that nobody watches.
+    scores, which are computed once, go through the method's own selection. While the kernel is busy the browser holds
+    back all positions but the latest, so nothing queues up. ``rate``, ``score``, ``scope`` and ``seed`` are the
+    controls; ``sample`` says what is measured on, such as ``"2,000 test images"``. An error is shown in red in the
+    widget and raised; ``check`` raises it again, for runs that nobody watches.
 
     Args:
         model: Any module whose output are logits [N, classes]. What is explored is a copy, in evaluation mode.
@@ -88,7 +87,7 @@ class PruningExplorer(widgets.VBox):
         # Convolutions are twice as fast in this order of memory; layers without channels keep theirs.
         self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
         self._dense, self._batches = Masks.ones(self._model), batches
-        self._x, self._y, self._unit = _sample(data, evaluate, next(self._model.parameters()).device)
+        self._x, self._y, self.sample = _sample(data, evaluate, next(self._model.parameters()).device)
         self._masks, self._failure, self._ranked = self._dense, None, None
         self._visited: dict[tuple[str, str, int, float], tuple[float, float]] = {}
         self._dense_accuracy = self._accuracy(self._dense)
@@ -169,8 +168,8 @@ class PruningExplorer(widgets.VBox):
         points = [(known, found[1]) for (*other, known), found in self._visited.items() if tuple(other) == setting]
         self._masks = masks
         self._words = (
-            f"At a pruning rate of {per_cent(rate)} (sparsity {sparsity:.3f}) accuracy on {len(self._y):,} "
-            f"{self._unit} is {per_cent(accuracy, 1)}, dense {per_cent(self._dense_accuracy, 1)}."
+            f"At a pruning rate of {per_cent(rate)} (sparsity {sparsity:.3f}) accuracy on {self.sample} "
+            f"is {per_cent(accuracy, 1)}, dense {per_cent(self._dense_accuracy, 1)}."
         )
         if dead := dead_layers(self._model, masks):
             self._words += f" Layer {', '.join(dead)} is cut off: the answers no longer depend on the input."
@@ -215,6 +214,6 @@ def _sample(data: Dataset | tuple[Tensor, Tensor], count: int, device: torch.dev
         raise PrunelabError(f"data has {len(x)} inputs and {len(y)} labels: give as many, and at least one")
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:count].sort().values.to(y.device)
     x = data.scale(x[rows]) if isinstance(data, Dataset) else x[rows]
-    what = f"{'test ' * isinstance(data, Dataset)}{'images' if x.ndim == 4 else 'samples'}"
+    what = f"{len(rows):,} {'test ' * isinstance(data, Dataset)}{'images' if x.ndim == 4 else 'samples'}"
     x = x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
     return x, y[rows].to(device), what

@@ -15,9 +15,9 @@ Point = tuple[float, float]  # pruning rate and accuracy, both from 0 to 1
 WIDTH, HEIGHT = 440, 270  # of the curve, in pixels of the page
 LEFT, RIGHT, TOP, BOTTOM = 42, 14, 30, 40  # margins around its axes
 STYLE = """<style>
-.prunelab-live {display: flex; flex-wrap: wrap; gap: 4px 36px; align-items: flex-start; line-height: 1.4;
-  color: var(--jp-content-font-color1, inherit); --series: var(--jp-brand-color1, #0072b2); --here: #d55e00;
-  --faint: var(--jp-border-color1, #8888)}
+.prunelab-live {contain: inline-size; display: flex; flex-wrap: wrap; gap: 4px 36px; align-items: flex-start;
+  line-height: 1.4; color: var(--jp-content-font-color1, inherit);
+  --series: var(--jp-brand-color1, #0072b2); --here: #d55e00; --faint: var(--jp-border-color1, #8888)}
 .prunelab-live svg {max-width: 100%; height: auto; font-size: 12px; flex: none}
 .prunelab-live text {fill: currentColor; stroke: var(--jp-layout-color0, Canvas); stroke-width: 4px;
   paint-order: stroke}

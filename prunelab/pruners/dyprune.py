@@ -118,13 +118,17 @@ class DyPrune:
             return self._faithful_one_hidden_layer(model, masks, moments, state, rate, scores, generator)
         # The list of layers to prune is never emptied, so copies of the layers as they were after earlier prunings
         # compete with the live ones; of those copies nothing matters but the magnitudes of what they still hold.
-        stale = state.get(_STALE, torch.empty(0))
-        pool = {**scores, _STALE: stale if self.score == "l1" else torch.rand(len(stale), generator=generator)}
-        current = Masks({**masks, _STALE: torch.ones(len(stale), dtype=torch.bool)})
+        where = next(iter(masks.values())).device
+        stale = state.get(_STALE, torch.empty(0)).to(where)
+        pool = {
+            **scores,
+            _STALE: stale if self.score == "l1" else torch.rand(len(stale), generator=generator).to(where),
+        }
+        current = Masks({**masks, _STALE: torch.ones(len(stale), dtype=torch.bool, device=where)})
         kept = keep_highest(pool, current, amount_to_count(rate, current.kept), generator, allow_empty=True)
         fewer = Masks({name: kept[name] for name in masks})
         magnitudes = magnitude(model, list(masks))
-        left_behind = torch.cat([stale[kept[_STALE]], *(magnitudes[name][fewer[name]].cpu() for name in masks)])
+        left_behind = torch.cat([stale[kept[_STALE]], *(magnitudes[name][fewer[name]] for name in masks)])
         try:
             smaller = remove_units(model, _one_pass(fewer, model))
         except ShrinkError as error:

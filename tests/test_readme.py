@@ -1,0 +1,67 @@
+"""What README and CONTRIBUTING say is true: tables, code, commands and links."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from prunelab import cli, paths, readme
+
+TEXTS = {name: (paths.root() / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+PYTHON = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_table_of_artefacts_is_what_the_figures_give(monkeypatch):
+    monkeypatch.delenv("PRUNELAB_FIGURES")  # the committed figures, not those of the tests
+    assert readme.written(TEXTS["README.md"]) == TEXTS["README.md"], "run `prunelab readme` and commit README.md"
+
+
+@pytest.mark.parametrize("block", range(len(PYTHON)))
+def test_the_code_runs(block):
+    def train(model, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.rand(8, 6)).square().mean().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    names = {"model": model, "train": train, "optimizer": torch.optim.Adam(model.parameters())}
+    code = PYTHON[block][1].replace("run_all(study)", "run_all(study, jobs=1, progress=False)")
+    exec(compile(code, PYTHON[block][0], "exec"), names)
+    if "small" in names:
+        x = torch.rand(5, 6)
+        torch.testing.assert_close(names["small"](x), model(x))
+        assert names["small"][0].out_features == 4
+    if "results" in names:
+        assert len(names["results"].last) == 6
+    if "LargestGo" in names:
+        import prunelab
+
+        kept = prunelab.prune(nn.Linear(4, 1), names["LargestGo"](), amount=0.25)
+        assert kept.kept == 3
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXTS[name])
+    assert links or name == "CONTRIBUTING.md"
+    for link in links:
+        assert (paths.root() / link).exists(), link
+
+
+def test_every_file_that_contributing_names_exists():
+    for file in re.findall(r"`([\w/]+\.(?:py|toml|ipynb))`", TEXTS["CONTRIBUTING.md"]):
+        assert any((paths.root() / base / file).exists() for base in ("", "prunelab", "prunelab/pruners")), file
+
+
+def test_every_command_exists():
+    targets = set(re.findall(r"^([\w-]+):", (paths.root() / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for text in TEXTS.values():
+        assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
+        for words in re.findall(r"(?:^|`)prunelab ([a-z]+(?: [a-z]+)?)", text, re.MULTILINE):
+            first, _, second = words.partition(" ")
+            assert first in cli.COMMANDS, words
+            if isinstance(cli.COMMANDS[first], dict):
+                assert second in cli.COMMANDS[first], words
