@@ -199,12 +199,21 @@ def _own_kernel(scratch: Path, log: Path, environment: Mapping[str, str]) -> typ
     The kernel gets an IPython folder of its own, so that no start-up file or history of the user takes part, and what
     it says outside its cells goes to ``log``.
     """
+    import zmq
     from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     variables = {"IPYTHONDIR": str(scratch / "ipython"), **environment}
     escaped = {name: value.replace("$", "$$") for name, value in variables.items()}  # the values are templates there
+
+    class WakefulChannel(AsyncZMQSocketChannel):
+        def send(self, msg: dict[str, Any]) -> None:
+            # Sending (what answers an Output widget) takes away the signal that a reply has come in meanwhile, and the
+            # cell would wait for that reply for ever (jupyter_client 8.10). To ask for the events gives it back.
+            super().send(msg)
+            self.socket.get(zmq.EVENTS)
 
     class OwnKernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict(), env=escaped)
@@ -212,6 +221,11 @@ def _own_kernel(scratch: Path, log: Path, environment: Mapping[str, str]) -> typ
         async def start_kernel(self, **options: Any) -> None:
             with log.open("wb") as stderr:  # the kernel has its own copy of the handle
                 await AsyncKernelManager.start_kernel(self, stderr=stderr, **options)
+
+        def client(self, **options: Any) -> Any:
+            client = super().client(**options)
+            client.shell_channel_class = WakefulChannel
+            return client
 
     return OwnKernel
 

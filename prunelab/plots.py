@@ -88,6 +88,7 @@ def accuracy_against_compression(
             best = rows.loc[rows[y].idxmax()]
             words.append(f"{name}: best mean {up.text(best[y], best[f'{y}_half'])} at {across.text(best[x])}.")
         marks.scale(ax, "x", x, pruned[x])
+        ax.set_ylim(*_level(rounds[y], means, y))
         ax.set_xlabel(across.axis)
         marks.bound(ax, "x", x, pruned[x])
         marks.bound(ax, "y", y, rounds[y])
@@ -189,7 +190,7 @@ def strategies(
                 ax.axvline(middle[baseline], **marks.reference())
             marks.scale(ax, "x", metric, rounds[metric])
             marks.bound(ax, "x", metric, rounds[metric])
-            ax.set_title("\n".join(textwrap.wrap(quant.axis, 26)))
+            ax.set_title("\n".join(textwrap.wrap(quant.axis, 19)))
             ax.grid(axis="y", visible=False)
             if ax.get_xscale() == "linear":
                 ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -200,6 +201,16 @@ def strategies(
         labels = ", ".join(quantity(metric).label for metric in metrics)
         picture.alt = f"{labels.capitalize()} of {len(names)} strategies. {'; '.join(each)}."
     return picture
+
+
+def _level(values: pd.Series, means: pd.DataFrame, y: str) -> tuple[float, float]:
+    """Room for every run and the intervals of three seeds and more; that of two is often wider than all the rest."""
+    firm = means[means["n"] >= 3]
+    lows = [values.min(), (firm[y] - firm[f"{y}_half"]).min()]
+    highs = [values.max(), (firm[y] + firm[f"{y}_half"]).max()]
+    low, high = (pick(v for v in ends if math.isfinite(v)) for pick, ends in ((min, lows), (max, highs)))
+    room = 0.05 * (high - low) or 0.01
+    return (low - room) * quantity(y).scale, (high + room) * quantity(y).scale
 
 
 def _baseline(ax: Axes, dense: pd.DataFrame, y: str) -> str:

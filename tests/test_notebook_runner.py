@@ -339,6 +339,13 @@ def test_a_scratch_folder_whose_path_is_too_long_for_a_socket_is_no_hindrance(tm
     assert list(deep.iterdir()) == []
 
 
+def test_output_widgets_do_not_stall_the_cells_that_show_them(tmp_path):
+    """Their messages share a socket with the replies; a reply that is overlooked is waited for without end."""
+    path = write(tmp_path / "a.ipynb", "import ipywidgets as w", *["out = w.Output()\nwith out:\n    print(1)"] * 30)
+    run(path, tmp_path / "out.ipynb", time_limit=60)
+    assert (tmp_path / "out.ipynb").is_file()
+
+
 def test_a_failure_keeps_the_good_copy_of_an_earlier_run(tmp_path):
     path = write(tmp_path / "a.ipynb", "1 / epochs")
     run(path, tmp_path / "out.ipynb")
