@@ -5,6 +5,7 @@ Reported are medians, and the median of the ratios within each turn.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -15,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+_KINDS = {
+    "matrix products": {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm")},
+    "batches": {"aten::index_select", "aten::index", "aten::div_", "aten::sub_"},
+    "optimiser": {"aten::_fused_sgd_", "aten::_fused_adamw_", "aten::_fused_adam_"},
+    "masks": {"aten::_foreach_mul_", "aten::mul_"},
+    "gradients into their buffers": {"aten::add_", "aten::_foreach_zero_", "aten::zero_"},
+}
 
 
 def compare(
@@ -22,6 +30,7 @@ def compare(
     repeats: int,
     setup: Callable[[], Any] | None = None,
     settle: Callable[[], None] = lambda: None,
+    turns: dict[str, list[float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time each rival ``repeats`` times, in turns, after one turn that does not count.
 
@@ -30,6 +39,7 @@ def compare(
         repeats: Turns that count.
         setup: Called before each call, untimed; its result is the rival's argument.
         settle: Called within the time, at its end (``torch.cuda.synchronize`` on a GPU).
+        turns: Filled with the seconds of every turn that counts, by name.
 
     Returns:
         Name -> ``median``, ``lowest``, ``highest`` (seconds), ``ratio`` (median over the turns of first / this: above 1
@@ -44,6 +54,8 @@ def compare(
             settle()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
+    if turns is not None:
+        turns.update(seconds)
     first = next(iter(seconds.values()))
     return {
         name: {
@@ -55,6 +67,23 @@ def compare(
         }
         for name, own in seconds.items()
     }
+
+
+def shares(work: Callable[[], Any]) -> dict[str, float]:
+    """What one call spends its operator time on, in per cent by kind of operator: self time of torch's profiler.
+
+    The profiler adds a little to every operator, so small ones look larger than they are.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        work()
+    spent = dict.fromkeys([*_KINDS, "other operators"], 0.0)
+    for event in profiled.key_averages():
+        kind = next((kind for kind, names in _KINDS.items() if event.key in names), "other operators")
+        spent[kind] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: round(100 * value / total, 1) for kind, value in spent.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -90,9 +119,16 @@ def write(name: str, values: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps({"machine": machine(), **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps({"date": _today(), "machine": machine(), **values}, indent=2, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
     part.replace(path)
     return path
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def _cpu() -> str:

@@ -152,23 +152,29 @@ class _Library:
 
 
 def read(path: Path = FILE) -> tuple[tuple[Paper, ...], tuple[Artefact, ...]]:
-    """Papers and artefacts of a file in the form of ``papers.toml``.
+    """Papers and artefacts of a file in the form of ``papers.toml``, and of ``artefacts/<key>.toml`` beside it.
 
     Raises:
         PapersError: the file is no TOML, or an entry of it is wrong; the line names the entry.
     """
+    where = path
     try:
-        library = TypeAdapter(_Library).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        beside = [path.parent / "artefacts" / f"{paper.get('key')}.toml" for paper in content.get("paper", [])]
+        for file in filter(Path.is_file, beside):
+            where = file
+            content.setdefault("artefact", []).extend(tomllib.loads(file.read_text(encoding="utf-8"))["artefact"])
+        library = TypeAdapter(_Library).validate_python(content)
     except OSError as error:
         raise PapersError(
             f"{path.name}: {error.strerror or error}; give the path of a file like the package's papers.toml"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise PapersError(f"{path.name}: no valid TOML: {error}") from None
+        raise PapersError(f"{where.name}: no valid TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PapersError(f"{path.name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        entry = ".".join(map(str, first["loc"]))
+        raise PapersError(f"{path.name}: {entry}: {first['msg'].removeprefix('Value error, ')}") from None
     return tuple(library.paper), tuple(library.artefact)
 
 

@@ -48,8 +48,9 @@ def test_every_package_and_every_data_file_is_in_the_wheel():
     setuptools = PROJECT["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT) for file in (ROOT / "prunelab").rglob("*.py")}
     assert sorted(setuptools["packages"]) == sorted(".".join(folder.parts) for folder in folders)
-    named = [ROOT / package / file for package, files in setuptools["package-data"].items() for file in files]
-    assert [file.name for file in named if not file.is_file()] == []
+    patterns = [(ROOT / package, file) for package, files in setuptools["package-data"].items() for file in files]
+    assert [pattern for folder, pattern in patterns if not list(folder.glob(pattern))] == []
+    named = [file for folder, pattern in patterns for file in folder.glob(pattern)]
     other = {file for file in (ROOT / "prunelab").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert {file.name for file in other - set(named)} == set()
 

@@ -1,4 +1,4 @@
-"""The papers' protocols as settings: data and its division, training, and the names of the strategies compared."""
+"""DyPrune: data and their division, training, and the names of the strategies that are compared."""
 
 from __future__ import annotations
 

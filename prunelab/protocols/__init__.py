@@ -1,0 +1,7 @@
+"""The papers' protocols as settings: data and its division, training, and the names of what is compared."""
+
+from __future__ import annotations
+
+from prunelab.protocols.dyprune import ALSO_RISING, UNPRUNED, dyprune, dyprune_strategies
+
+__all__ = ["ALSO_RISING", "UNPRUNED", "dyprune", "dyprune_strategies"]
