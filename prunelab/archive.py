@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import shutil
 import tarfile
 import tempfile
@@ -73,7 +74,7 @@ def export(store: Store, path: Path | str, runs: Iterable[Run | str] | None = No
     manifest = {run_id: {name: _digest(store.root / run_id / name) for name in files[run_id]} for run_id in ids}
     part = path.with_name(f"{path.name}.part")
     try:
-        with records.writing(path):
+        with records.writing(path, "give a path in a folder that can"):
             with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
                 data = records.encode_json({"format": FORMAT, "runs": manifest})
                 tar.addfile(_member(MANIFEST, len(data)), io.BytesIO(data))
@@ -213,7 +214,12 @@ def gc(store: Store, days: float = 7.0, failed: bool = False, dry_run: bool = Tr
     Returns:
         What was found, or deleted: interrupted and failed runs, checkpoints that outlived their run, locks that no
         process holds, what is left of imports and deletions that were interrupted.
+
+    Raises:
+        StoreError: ``days`` is no number of days, or the store cannot be written.
     """
+    if not 0 <= days < math.inf:
+        raise StoreError(f"days = {days}: should be 0 or more")
     found = []
     for garbage in _garbage(store, time.time() - days * 86400, failed):
         if not dry_run and not _delete(store, garbage):

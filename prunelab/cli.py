@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
+import inspect
+import io
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,7 +45,7 @@ def reproduce(
     /,
     paper: str | None = None,
     preset: Literal["smoke", "quick", "paper"] = "quick",
-    parameters: Annotated[Many, tyro.conf.arg(name="p", aliases=["-p"], metavar="NAME=VALUE")] = (),
+    p: Annotated[Many, tyro.conf.arg(aliases=["-p"], metavar="NAME=VALUE")] = (),
     jobs: int | None = None,
     device: str | None = None,
     force: bool = False,
@@ -49,7 +56,7 @@ def reproduce(
         artefacts: ids as `prunelab list` shows them, parts of ids, papers, or all.
         paper: all artefacts of a paper; those whose data is not at hand are passed over.
         preset: smoke takes seconds, quick minutes on two cores, paper is the paper's protocol.
-        parameters: a parameter of the notebooks; may be given several times.
+        p: a parameter of the notebooks; may be given several times.
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
         force: run also what is up to date.
@@ -62,10 +69,10 @@ def reproduce(
         from prunelab.train import device as known
 
         known(device)
-    whole = paper is not None or any(name in ("all", *(p.key for p in papers.papers())) for name in artefacts)
+    whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
     found = reproduce.chosen(artefacts, paper)
     machine = {"jobs": jobs, "device": device}
-    plan = reproduce.plan(found, preset, parameters, machine=machine, force=force, skip_missing_data=whole)
+    plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
     failed = 0
     for number, job in enumerate(plan, 1):
         head = f"[{number}/{len(plan)}] {job.artefact.id}"
@@ -87,8 +94,7 @@ def _run(head: str, job: object) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
     from prunelab import notebook_runner, progress
 
-    job.executed.parent.mkdir(parents=True, exist_ok=True)  # type: ignore[attr-defined]
-    begin = time.monotonic()
+    begin, ended = time.monotonic(), False
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
         ticks = Path(folder) / "progress"
         over = threading.Event()
@@ -101,17 +107,16 @@ def _run(head: str, job: object) -> bool:
                 job.parameters,  # type: ignore[attr-defined]
                 environment={progress.VARIABLE: str(ticks)},
             )
-            line = f"{head}: done in {_clock(time.monotonic() - begin)}"
+            line, ended = f"{head}: done in {_clock(time.monotonic() - begin)}", True
         except notebook_runner.NotebookFailed as error:
             line = f"{head}: FAILED: {error}"
         finally:
             over.set()
             thread.join()
     print(f"{_CLEAR}{line}", flush=True)
-    if "FAILED" in line:
-        return False
-    job.remember()  # type: ignore[attr-defined]
-    return True
+    if ended:
+        job.remember()  # type: ignore[attr-defined]
+    return ended
 
 
 _CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
@@ -165,7 +170,7 @@ def verify(artefacts: Names = (), /) -> int:
 
 def status() -> int:
     """Which artefacts, runs and data sets are there."""
-    from prunelab import gallery, papers
+    from prunelab import data, gallery, papers
     from prunelab.results import Store
 
     for artefact in papers.artefacts():
@@ -183,6 +188,8 @@ def status() -> int:
         state = store.status(run)
         counts[state] = counts.get(state, 0) + 1
     print(f"\nruns in {store.root}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none"))
+    ready = [row["name"] for row in data.available() if row["prepared"]]
+    print(f"prepared data sets in {paths.cache()}: {', '.join(ready) or 'none'}")
     return 0
 
 
@@ -201,6 +208,8 @@ def lab() -> int:
         paths.notebooks(),
     )
     environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise PrunelabError("JupyterLab is not installed for this Python: pip install 'prunelab[lab]'")
     command = [sys.executable, "-m", "jupyter", "lab", str(first)]
     return subprocess.run(command, cwd=paths.root(), env=environment, check=False).returncode
 
@@ -362,8 +371,12 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Callable[..., int]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program: exit code 0, 1 where something failed, 2 where something was asked wrongly, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no check mark shows a question mark
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except PrunelabError as error:
         print(f"prunelab: {error}", file=sys.stderr)
         return WRONG
@@ -388,20 +401,47 @@ def _dispatch(words: list[str]) -> int:
             print(_overview(program, table))
             return 0 if words else WRONG
         if words[0] not in table:
-            raise PrunelabError(
-                f"there is no command {program.partition(' ')[2]} {words[0]!r}: ".replace("  ", " ")
-                + nearest(words[0], table)
-            )
+            asked = f"{program} {words[0]}".partition(" ")[2]
+            raise PrunelabError(f"there is no command {asked!r}: {nearest(words[0], table)}")
         program, command, words = f"{program} {words[0]}", table[words[0]], words[1:]
         if callable(command):
             break
         table = command  # type: ignore[assignment]
+    return _parsed(command, program, words)()
+
+
+def _parsed(command: Callable[..., int], program: str, words: list[str]) -> Callable[[], int]:
+    """The command with its arguments, not yet called; what tyro says about wrong ones becomes one line."""
+
+    @functools.wraps(command)
+    def later(*positional: object, **options: object) -> Callable[[], int]:
+        return functools.partial(command, *positional, **options)
+
+    said = io.StringIO()
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     try:
-        return tyro.cli(
-            command, prog=program, args=words, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        )
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(later, prog=program, args=words, config=config)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else WRONG
+        if not stop.code:  # it has shown the help
+            return lambda: 0
+    options = inspect.signature(command).parameters.values()
+    known = ["--" + p.name.strip("_").replace("_", "-") for p in options if p.kind is not p.POSITIONAL_ONLY]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            raise PrunelabError(f"{program.partition(' ')[2]} has no option {flag!r}: {nearest(flag, known)}")
+    raise PrunelabError(f"{_complaint(said.getvalue()) or 'these arguments mean nothing'}; `{program} -h` says more")
+
+
+def _complaint(box: str) -> str:
+    """The first paragraph of a box as tyro draws them: a title, then paragraphs that rules divide."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│|╭╮╰╯+ ") for line in plain.strip().splitlines()[1:]]
+    rules = [not line.strip("─-") for line in lines]
+    paragraphs = itertools.groupby(zip(lines, rules, strict=True), key=lambda pair: pair[1])
+    found = (" ".join(line for line, _ in group) for rule, group in paragraphs if not rule)
+    return next(found, "").partition(" Got errors:")[0].strip(" .")
 
 
 def _overview(program: str, table: dict) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,7 @@ from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
 from prunelab.settings import Run
 from prunelab.shrink import ShrinkError, live_units, spread, then, whole_index
-from prunelab.train import Epoch, Evaluation, Member, Population, device, generator
+from prunelab.train import EVALUATION_BATCH, Epoch, Evaluation, Member, Population, device, generator
 
 log = logging.getLogger(__name__)
 
@@ -438,8 +439,9 @@ class _Active:
         return models.build(self.run.model, self.data.shape, len(self.data.classes), seed).to(self.where)
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The training part in its own order, scaled, for scores that look at data."""
-        size, split = self.run.train.batch_size, self.data.train
+        """The training part in its own order, scaled, for scores that look at data; about 2 million numbers a batch."""
+        split = self.data.train
+        size = max(1, min(EVALUATION_BATCH, 2**21 // math.prod(self.data.shape)))
         for start in range(0, len(split.y), size):
             yield self.data.scale(split.x[start : start + size]), split.y[start : start + size]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -91,7 +92,8 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         The paths, and in ``note`` one sentence that says where and why.
 
     Raises:
-        PrunelabError: a name that is no ``paper/artefact``, no preset, no alternative text, no rows.
+        PrunelabError: a name that is no ``paper/artefact``, no preset, no alternative text, no rows, or a folder that
+            cannot be written.
     """
     if not _NAME.fullmatch(artefact):
         raise PrunelabError(f"artefact {artefact!r}: should be paper/name in small letters, digits and underscores")
@@ -112,19 +114,23 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
     }
     if picture is not None:
         files[".png"] = _png(picture)
-    base.parent.mkdir(parents=True, exist_ok=True)
     parts = {
         base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
         for ending in files
     }
     try:
+        base.parent.mkdir(parents=True, exist_ok=True)
         for part, content in zip(parts, files.values(), strict=True):
             part.write_bytes(content)
         for part, final in parts.items():
             part.replace(final)
+    except OSError as error:
+        what = f"{base}.*: cannot be written ({error.strerror})"
+        raise PrunelabError(f"{what}: set PRUNELAB_FIGURES to a folder that can") from None
     finally:
         for part in parts:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
     png = base.with_name(base.name + ".png") if picture is not None else None
     return Saved(name, png, base.with_name(base.name + ".csv"), base.with_name(base.name + ".json"), note)
 
@@ -133,13 +139,15 @@ def saved(artefact: str, preset: str | None = None) -> dict[str, Any] | None:
     """The provenance of a saved artefact, of ``figures/<preset>/`` where one is given; None where it was never saved.
 
     Raises:
-        PrunelabError: the file is there and is not what ``save`` writes.
+        PrunelabError: the file is there and is not what ``save`` writes, or cannot be read.
     """
     path = paths.figures() / (preset or "") / f"{artefact}.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise PrunelabError(f"{path}: cannot be read ({error.strerror}): set PRUNELAB_FIGURES to a folder") from None
     except ValueError as error:
         raise PrunelabError(f"{path}: not readable as JSON ({error}); delete it and make the artefact again") from None
     if not isinstance(facts, dict) or facts.get("preset") not in PRESETS:

@@ -193,7 +193,7 @@ def settings_from(record: Mapping[str, Any], run_id: str, path: Path) -> Run:
 
 
 @contextmanager
-def writing(where: Path) -> Iterator[None]:
+def writing(where: Path, instead: str = "set PRUNELAB_RUNS to a folder that can") -> Iterator[None]:
     """Turn what the system says about a failed write into one line with the remedy."""
     try:
         yield
@@ -204,7 +204,7 @@ def writing(where: Path) -> Iterator[None]:
         elif error.errno in (errno.EMFILE, errno.ENFILE):
             line = f"{where}: {what}: each run in progress needs one: raise the limit with 'ulimit -n'"
         else:
-            line = f"{where} cannot be written ({what}): set PRUNELAB_RUNS to a folder that can"
+            line = f"{where} cannot be written ({what}): {instead}"
         raise StoreError(line) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,13 +132,16 @@ def plan(
         skip_missing_data: leave out, with a reason, what needs a data set that would have to be downloaded.
 
     Raises:
-        PrunelabError: a name that no chosen notebook declares, or a value of another type.
+        PrunelabError: a name that no chosen notebook declares, a value of another type, or a folder for runs or figures
+            that cannot be written.
     """
     declared = {a.id: declared_parameters(paths.notebooks() / a.notebook) for a in artefacts}
     known = {name: p for parameters in declared.values() for name, p in parameters.items()}
     jobs = []
     for text in assignments:
-        parse_assignment(text, known)  # refuses a name that none of them declares
+        name, _ = parse_assignment(text, known)  # refuses a name that none of them declares
+        if name == "preset":
+            raise PrunelabError(f"{text!r}: the preset decides other parameters too; choose it with --preset")
     for artefact in artefacts:
         own = declared[artefact.id]
         values = artefact.parameters(preset)
@@ -148,7 +152,21 @@ def plan(
         if not reason and not force and job.up_to_date():
             reason = "up to date"
         jobs.append(Job(artefact, job.parameters, reason))
+    if not all(job.reason for job in jobs):
+        _check_places()
     return jobs
+
+
+def _check_places() -> None:
+    """Refuse folders that take no file now, not after an hour of training."""
+    for variable, folder in (("PRUNELAB_RUNS", paths.runs()), ("PRUNELAB_FIGURES", paths.figures())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            what = f"{folder} cannot be written ({error.strerror})"
+            raise PrunelabError(f"{what}: set {variable} to a folder that can") from None
 
 
 def _lacking(artefact: Artefact, parameters: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """The training loop: a population of runs in lockstep. A single run is a population of one; there is no second loop.
 
 Each member has its own weights, masks, batch order, optimiser moments, learning-rate plan and early stopping; members
-of one size share the kernels of one stack. Masks act on the gradient before the optimiser step: a weight that is
-zero, with a gradient that is zero and moments that are zero, stays zero under SGD, momentum, Adam and weight decay
-alike, so one multiplication keeps weights and optimiser state pruned.
+of one size share the kernels of one stack. Units that are masked whole are left out while training (``narrow``). Other
+masks act on the gradient before the optimiser step: a weight that is zero, with a gradient that is zero and moments
+that are zero, stays zero under SGD, momentum, Adam and weight decay alike, so one multiplication keeps weights and
+optimiser state pruned.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,7 @@ from prunelab.augment import augment
 from prunelab.data import Dataset, Split
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
+from prunelab.narrow import Narrow, narrow
 from prunelab.settings import Train
 from prunelab.stack import Stack, corner, pile, release, same_architecture, stackable
 
@@ -222,13 +224,16 @@ class Population:
             for stack in self._stacks:
                 for member in stack.members:
                     member.detach()
-            self._stacks, self._seen = [_Lockstep(group) for group in _groups(members)], seen
+            parts = {id(member): narrow(member.model, member.masks) for member in members}
+            groups = _groups(members, parts)
+            self._stacks = [_Lockstep(group, [parts[id(member)] for member in group]) for group in groups]
+            self._seen = seen
         return self._stacks
 
 
-def _groups(members: Sequence[Member]) -> list[list[Member]]:
+def _groups(members: Sequence[Member], parts: Mapping[int, Narrow]) -> list[list[Member]]:
     """Members that are worth one stack: same chain of layers, same batch size and optimiser, sizes within ``WASTE``."""
-    sizes = {id(member): sum(p.numel() for p in member.model.parameters()) for member in members}
+    sizes = {key: sum(p.numel() for p in part.model.parameters()) for key, part in parts.items()}
     groups: list[list[Member]] = []
     for member in sorted(members, key=lambda m: -sizes[id(m)]):
         size = sizes[id(member)]
@@ -252,69 +257,93 @@ def _fits(a: Member, b: Member) -> bool:
 class _Lockstep:
     """Members in one stack, with the optimiser that serves them all."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = list(members)
-        self.stack = Stack([member.model for member in members])
+    def __init__(self, members: Sequence[Member], parts: Sequence[Narrow]) -> None:
+        self.members, self.parts = list(members), list(parts)
+        self.stack = Stack([part.model for part in parts])
         self.settings = members[0].train
         self.names = list(self.stack.parameters)
-        self.leaves = [self.stack.parameters[name] for name in self.names]
+        self.leaves = [self.stack.parameters[name].detach() for name in self.names]
         self.masks = self._stack_masks()
-        self.moments = {kind: self._stack_moment(kind) for kind in _moments(self.settings)}
+        kinds = _moments(self.settings)
+        self.plain = self.settings.optimiser == "sgd" and not kinds and not self.settings.weight_decay
+        self.fused = self.plain and not self.masks
+        self.moments = {kind: self._stack_moment(kind) for kind in kinds}
+        # A scalar on the GPU each would cost a launch to read; the optimisers want them where the weights are.
         self.steps = [torch.tensor(float(m.steps), device=self.leaves[0].device) for m in members]
-        if len(members) > 1:  # fixed gradient buffers: their per-run parts are then cut only once
-            for leaf in self.leaves:
-                leaf.grad = torch.zeros_like(leaf)
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(self.names, self.leaves, strict=True)}
+        self.gradients = None if self.fused else zeros
 
     def _stack_masks(self) -> dict[str, Tensor]:
-        """Float masks of the parameters that have one, and of all where padding must stay zero."""
+        """Float masks of the parameters that have one, and of all where padding would not stay zero by itself."""
         found = {}
-        ragged = any(len({m.model.get_parameter(name).shape for m in self.members}) > 1 for name in self.names)
+        models = self.stack.models
+        ragged = any(len({model.get_parameter(name).shape for model in models}) > 1 for name in self.names)
+        padded = ragged and any(isinstance(module, nn.Sigmoid) for module in models[0].modules())
         for name in self.names:
-            own = [m.masks.get(name) for m in self.members]
-            if any(mask is not None for mask in own) or ragged:
-                shapes = [m.model.get_parameter(name) for m in self.members]
+            own = [part.masks.get(name) for part in self.parts]
+            if any(mask is not None for mask in own) or padded:
+                shapes = [model.get_parameter(name) for model in models]
                 full = [torch.ones_like(p) if k is None else k.to(p) for k, p in zip(own, shapes, strict=True)]
-                found[name] = full[0] if len(full) == 1 else pile(full)
+                if padded or not all(bool(mask.all()) for mask in full):
+                    found[name] = full[0] if len(full) == 1 else pile(full)
         return found
 
     def _stack_moment(self, kind: str) -> list[Tensor]:
-        """The optimiser state of all members, of which their own tensors become views."""
+        """The optimiser state of all members; of those that are not narrowed it becomes views."""
         stacked = []
         for name, leaf in zip(self.names, self.leaves, strict=True):
             own = [m.moments.get(kind, {}).get(name) for m in self.members]
-            parameters = [m.model.get_parameter(name) for m in self.members]
-            filled = [torch.zeros_like(p) if t is None else t for t, p in zip(own, parameters, strict=True)]
+            parameters = [model.get_parameter(name) for model in self.stack.models]
+            filled = [
+                torch.zeros_like(p) if t is None else part.cut(name, t)
+                for t, p, part in zip(own, parameters, self.parts, strict=True)
+            ]
             whole = filled[0].contiguous() if len(filled) == 1 else pile(filled)
-            for run, (member, parameter) in enumerate(zip(self.members, parameters, strict=True)):
-                part = whole if len(self.members) == 1 else corner(whole[run], parameter.shape)
-                member.moments.setdefault(kind, {})[name] = part
+            for run, (member, parameter, part) in enumerate(zip(self.members, parameters, self.parts, strict=True)):
+                mine = whole if len(self.members) == 1 else corner(whole[run], parameter.shape)
+                if part.index:
+                    full = member.model.get_parameter(name)
+                    member.moments.setdefault(kind, {}).setdefault(name, torch.zeros_like(full))
+                else:
+                    member.moments.setdefault(kind, {})[name] = mine
             stacked.append(whole.view_as(leaf))
         return stacked
+
+    def _write_back(self) -> None:
+        """What was trained in a narrowed model, to its place in the whole one."""
+        for run, (member, part) in enumerate(zip(self.members, self.parts, strict=True)):
+            if not part.index:
+                continue
+            for i, name in enumerate(self.names):
+                small = part.model.get_parameter(name).detach()
+                part.write_back(name, small, member.model.get_parameter(name).detach())
+                for kind, stacked in self.moments.items():
+                    mine = stacked[i] if len(self.members) == 1 else corner(stacked[i][run], small.shape)
+                    part.write_back(name, mine, member.moments[kind][name])
 
     def epoch(self, data: Dataset) -> dict[int, Epoch]:
         settings, split, runs = self.settings, data.train, len(self.members)
         samples, size = len(split.y), settings.batch_size
         where = split.y.device
-        order = self._order(samples).to(where)
+        order = self._order(samples)
         losses = torch.zeros(math.ceil(samples / size), runs, device=where)
         right = torch.zeros(runs, dtype=torch.long, device=where)
-        step = self._stepper()
-        for model in self.stack.models:
+        rates = torch.tensor([member.lr for member in self.members], device=where)
+        step = None if self.fused else self._stepper()
+        for model in [*self.stack.models, *(member.model for member in self.members)]:
             model.train()
         begin = time.perf_counter()
         for batch, start in enumerate(range(0, samples, size)):
-            index = order[..., start : start + size]
-            x, y = self._batch(data, split, index)
-            logits = self.stack(x, shared=order.dim() == 1)
-            y = y.expand(runs, -1)
-            loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(runs, -1).mean(1)
-            loss.sum().backward()
-            step()
-            with torch.no_grad():
-                losses[batch] = loss
-                right += (logits.argmax(-1) == y).sum(-1)
+            rows = slice(start, start + size)
+            x, y = self._batch(data, split, rows if order is None else order[:, rows])
+            loss, hits = self.stack.learn(x, y, self.gradients, rates, shared=y.dim() == 1)
+            if step is not None:
+                step()
+            losses[batch] = loss
+            right += hits
         history = losses.cpu()
         seconds = (time.perf_counter() - begin) / runs
+        self._write_back()
         weights = torch.full((len(history),), size, dtype=torch.float64)
         weights[-1] = samples - size * (len(history) - 1)
         mean = (weights @ history.double() / samples).tolist()
@@ -330,57 +359,54 @@ class _Lockstep:
             done[id(member)] = Epoch(mean[run], right[run].item() / samples, seconds, runs)
         return done
 
-    def _order(self, samples: int) -> Tensor:
-        """Sample numbers in the order in which they are seen: [R, N], or [N] where all runs see the same."""
+    def _order(self, samples: int) -> Tensor | None:
+        """Sample numbers in the order in which they are seen, [R, N]; None where all runs see the data's own order."""
         if not self.settings.shuffle:
-            return torch.arange(samples)
-        return torch.stack([torch.randperm(samples, generator=member.order) for member in self.members])
+            return None
+        where = self.leaves[0].device
+        return torch.stack([torch.randperm(samples, generator=member.order) for member in self.members]).to(where)
 
-    def _batch(self, data: Dataset, split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
-        x = split.x.index_select(0, index.flatten())
-        if self.settings.augment != "none":
-            per_run = x.chunk(len(self.members)) if index.dim() == 2 else [x] * len(self.members)
-            kind = self.settings.augment
+    def _batch(self, data: Dataset, split: Split, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """A batch for all, [B, ...] and [B], or one for each run, [R, B, ...] and [R, B]."""
+        kind, runs = self.settings.augment, len(self.members)
+        own = isinstance(rows, Tensor)
+        x = split.x.index_select(0, rows.flatten()) if own else split.x[rows]
+        y = split.y[rows]
+        if kind != "none":
+            per_run = x.chunk(runs) if own else [x] * runs
             x = torch.cat([augment(part, kind, m.order) for part, m in zip(per_run, self.members, strict=True)])
-            index = index.expand(len(self.members), -1)
-        return data.scale(x).unflatten(0, index.shape), split.y[index]
+            y, own = y.expand(runs, -1), True
+        x = data.scale(x)
+        return (x.unflatten(0, (runs, -1)) if own else x), y
 
-    def _stepper(self):  # noqa: ANN202 - a closure over this epoch's learning rates
+    def _stepper(self) -> Callable[[], None]:
         """One optimiser step for all members; cut into runs only where their step counts or learning rates differ."""
         members, stack, s = self.members, self.stack, self.settings
-        masked = [i for i, name in enumerate(self.names) if name in self.masks]
-        keep = [self.masks[self.names[i]] for i in masked]
+        masked = [name for name in self.names if name in self.masks]
+        keep = [self.masks[name] for name in masked]
         uniform = len({(member.steps, member.lr) for member in members}) == 1
-        whole = [leaf.detach() for leaf in self.leaves]
 
         def parts(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
             return (
                 [list(tensors)] if uniform else [list(t) for t in zip(*(stack.runs(t) for t in tensors), strict=True)]
             )
 
-        weights = parts(whole)
+        weights = parts(self.leaves)
         moments = {kind: parts(tensors) for kind, tensors in self.moments.items()}
         rates = [member.lr for member in (members[:1] if uniform else members)]
         counts = [
-            [torch.full_like(step, member.steps) for _ in whole]
+            [torch.full_like(step, member.steps) for _ in self.names]
             for step, member in zip(self.steps, members, strict=True)
         ]
-        fixed = parts([leaf.grad for leaf in self.leaves]) if len(members) > 1 else None
+        fixed = parts(list(self.gradients.values())) if stack.chain else None  # written into, never replaced
 
         @torch.no_grad()
         def step() -> None:
-            gradients = [leaf.grad for leaf in self.leaves]
             if keep:
-                torch._foreach_mul_([gradients[i] for i in masked], keep)
+                torch._foreach_mul_([self.gradients[name] for name in masked], keep)
+            found = fixed or [[self.gradients[name] for name in self.names]]
             for i, (own, rate) in enumerate(zip(weights, rates, strict=True)):
-                _optimise(
-                    s, own, fixed[i] if fixed else gradients, {k: m[i] for k, m in moments.items()}, counts[i], rate
-                )
-            if fixed:
-                torch._foreach_zero_(gradients)
-            else:
-                for leaf in self.leaves:
-                    leaf.grad = None
+                _optimise(s, own, found[i], {k: m[i] for k, m in moments.items()}, counts[i], rate)
 
         return step
 
@@ -388,7 +414,7 @@ class _Lockstep:
     def evaluate(self, data: Dataset, split: Split) -> dict[int, Evaluation]:
         runs = len(self.members)
         losses, predicted = [], []
-        for model in self.stack.models:
+        for model in [*self.stack.models, *(member.model for member in self.members)]:
             model.eval()
         for start in range(0, len(split.y), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)

@@ -14,7 +14,7 @@ from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of, prunable
 from prunelab.pruners.partition import kth_lowest
 
-Granularity = Literal["weight", "neuron", "filter"]
+Granularity = Literal["weight", "neuron", "filter", "unit"]
 Scope = Literal["global", "layer"]
 Counts = int | Mapping[str, int]
 
@@ -126,20 +126,21 @@ def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
     """The weights in ``current`` whose entries, or whose units, compete.
 
-    Neurons are the outputs of Linear layers, filters those of Conv2d layers. The last layer of the model, by the order
-    of its modules, gives the answers, so its units never compete (our own rule).
+    Neurons are the outputs of Linear layers, filters those of Conv2d layers, units both. The last layer of the model,
+    by the order of its modules, gives the answers, so its units never compete (our own rule).
 
     Raises:
         MaskError: none competes.
     """
     everything = prunable(model)
     names = [name for name in everything if name in current]
-    kind = {"weight": nn.Module, "neuron": nn.Linear, "filter": nn.Conv2d}[granularity]
+    kind = {"neuron": nn.Linear, "filter": nn.Conv2d}.get(granularity, nn.Module)
     if granularity != "weight":
         hidden = [name for name in names if name != everything[-1]]
         names = [name for name in hidden if isinstance(model.get_submodule(layer_of(name)), kind)]
     if not names:
-        where = "masked layer" if granularity == "weight" else f"masked {kind.__name__} before the last layer"
+        what = {nn.Module: "layer"}.get(kind, kind.__name__)
+        where = "masked layer" if granularity == "weight" else f"masked {what} before the last layer"
         raise MaskError(f"granularity {granularity!r}: the model has no {where}, so there is nothing to prune")
     return names
 
@@ -159,7 +160,7 @@ def remove_lowest(
 
     Args:
         model: The model that the masks are for.
-        scores: Per parameter for ``"weight"``; per layer, one score per unit, for ``"neuron"`` and ``"filter"``.
+        scores: Per parameter for ``"weight"``; per layer, one score per unit, for all else.
         current: What is still there.
         amount: Fraction of the remaining weights or units; see ``amount_to_count``.
         generator: Breaks ties.

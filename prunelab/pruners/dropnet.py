@@ -1,0 +1,212 @@
+"""DropNet: neurons and filters go by the mean size of their activations over the training set.
+
+Source: Tan and Motani, "DropNet: Reducing Neural Network Complexity via Iterative Pruning", ICML 2020, section 3, and
+the code of its authors. APoZ, with which its supplement compares: Hu et al., "Network Trimming", 2016, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.pruners.activations import unit_sums
+from prunelab.pruners.select import (
+    Granularity,
+    amount_to_count,
+    keep_highest_units,
+    scored_names,
+    unit_masks,
+    units_of,
+)
+from prunelab.settings import settings
+
+Metric = Literal["minimum", "maximum", "random", "apoz"]
+Variant = Literal["faithful", "corrected"]
+
+
+@settings
+class DropNet:
+    """Drop the units with the lowest (or highest) mean |post-activation| E(a), or at random, or by APoZ.
+
+    The units of all layers compete (``global``), or those of each layer (``layer``: the paper's ``minimum_layer``, ...).
+    Of n that remain, ``int(amount * n)`` go, but at least one; with ``layer`` at least one of every layer, down to none.
+
+    ``corrected`` is what the paper's text says: exactly the k lowest, ties at random, E of a filter the mean of
+    |activation| over samples and positions, APoZ the share of zero positions. ``faithful`` is what the published code
+    does: k of the k + 1 lowest (and all that equal them), taken at random within a layer, layer by layer from the
+    input; E of a filter is the mean over samples of |mean of the map|; a map counts as zero for APoZ only if its mean
+    is. With ``one`` (the figures of the oracle) the code takes exactly the lowest, the first of several in the first
+    layer that has one; "random" then shuffles nothing and takes the first unit that is left.
+
+    Attributes:
+        metric: What decides.
+        scope: Who competes.
+        variant: The paper's text, or its code.
+        one: One unit goes in a round, or one of each layer, whatever the amount.
+        allow_empty: Whether a layer may lose all, as it may in the paper.
+    """
+
+    metric: Metric = "minimum"
+    scope: Literal["global", "layer"] = "global"
+    variant: Variant = "corrected"
+    one: bool = False
+    allow_empty: bool = False
+
+    @property
+    def granularity(self) -> Granularity:
+        """Neurons and filters alike."""
+        return "unit"
+
+    def scores(
+        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Layer -> float32 [units]: E(a), -E(a), a random number, or the share of activations that are not zero."""
+        names = scored_names(model, current, "unit")
+        layers = [layer_of(name) for name in names]
+        if self.metric == "random":
+            sizes = {layer: len(current[name]) for layer, name in zip(layers, names, strict=True)}
+            return {layer: torch.rand(size, generator=generator) for layer, size in sizes.items()}
+        reduce = {
+            ("apoz", "faithful"): _maps_not_zero,
+            ("apoz", "corrected"): _positions_not_zero,
+            (self.metric, "faithful"): _size_of_mean,
+            (self.metric, "corrected"): _mean_size,
+        }[self.metric, self.variant]
+        sums, samples = unit_sums(model, layers, batches, reduce)
+        sign = -1 if self.metric == "maximum" else 1
+        return {layer: (sign * sums[layer] / samples).float() for layer in layers}
+
+    def select(
+        self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
+    ) -> Masks:
+        """What is left when the lowest scores are gone; the units' biases, and BatchNorm behind them, go with them."""
+        there = units_of(current, [f"{layer}.weight" if layer else "weight" for layer in scores])
+        first = self.variant == "faithful" and self.one and self.metric == "random"
+        if first:  # nothing is shuffled: all are candidates alike
+            scores = {layer: torch.zeros_like(score) for layer, score in scores.items()}
+        after = drop_units(
+            scores,
+            there,
+            0.0 if self.one else amount,
+            generator,
+            scope=self.scope,
+            faithful=self.variant == "faithful",
+            one=self.one,
+        )
+        return without_units(model, current, there, after, self.allow_empty)
+
+    def masks(
+        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
+    ) -> Masks:
+        """Reads ``batches`` unless the metric is ``random``."""
+        return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
+
+
+def drop_units(
+    scores: Mapping[str, Tensor],
+    there: Mapping[str, Tensor],
+    amount: float,
+    generator: torch.Generator,
+    *,
+    scope: str = "global",
+    faithful: bool = False,
+    one: bool = False,
+) -> dict[str, Tensor]:
+    """Which units are left: DropNet's counts and, with ``faithful``, its way of choosing.
+
+    Args:
+        scores: Layer -> float [units], higher = keep.
+        there: Layer -> bool [units], what is left so far.
+        amount: Fraction of the remaining units; 0 removes nothing, any other at least one.
+        generator: Breaks ties; chooses among candidates.
+        scope: ``"global"``, or ``"layer"`` for each layer by itself.
+        faithful: As the published code chooses.
+        one: Exactly one unit, or one of each layer.
+    """
+    groups = [[layer] for layer in scores] if scope == "layer" else [list(scores)]
+    after = dict(there)
+    for group in groups:
+        live = {layer: there[layer] for layer in group}
+        remaining = sum(int(keep.sum()) for keep in live.values())
+        count = min(1, remaining) if one else amount_to_count(amount, remaining, "floor", minimum=int(amount > 0))
+        keys = {layer: scores[layer].to(there[layer].device) for layer in group}
+        if faithful and count:
+            keys = _candidates_first(keys, live, count, generator, one)
+        after |= keep_highest_units(keys, live, count, generator, allow_empty=True)
+    return after
+
+
+def _candidates_first(
+    scores: Mapping[str, Tensor], live: Mapping[str, Tensor], count: int, generator: torch.Generator, one: bool
+) -> dict[str, Tensor]:
+    """Keys whose ``count`` lowest are what the published code takes.
+
+    Candidates are all up to the score at position ``count`` (from 0) of the sorted ones, hence at least ``count + 1``;
+    with ``one`` only the lowest. They are taken layer by layer, shuffled within a layer, or with ``one`` in order.
+    """
+    sizes = [len(score) for score in scores.values()]
+    whole, alive = torch.cat([*scores.values()]), torch.cat([*live.values()])
+    position = min(1 if one else count + 1, int(alive.sum()))
+    threshold = whole[alive].kthvalue(position).values
+    number = torch.arange(len(sizes), device=whole.device).repeat_interleave(torch.tensor(sizes, device=whole.device))
+    if one:
+        key = torch.arange(len(whole), device=whole.device, dtype=torch.float64)
+    else:
+        draw = torch.rand(len(whole), generator=generator, dtype=torch.float64, device=generator.device)
+        key = number + draw.to(whole.device)
+    key = key.masked_fill(whole > threshold, torch.inf)
+    return dict(zip(scores, key.split(sizes), strict=True))
+
+
+def without_units(
+    model: nn.Module, current: Masks, there: Mapping[str, Tensor], after: Mapping[str, Tensor], allow_empty: bool
+) -> Masks:
+    """``current`` without the units that are not in ``after``: rows of weight and bias, and of a BatchNorm behind them.
+
+    The paper multiplies a mask into the activations, behind BatchNorm where there is one. With the scale and the shift
+    of BatchNorm gone as well the unit gives 0 there too, and not the constant that BatchNorm makes of 0.
+
+    Raises:
+        MaskError: a layer would lose its last unit.
+    """
+    for layer, keep in after.items():
+        if not allow_empty and not keep.any() and there[layer].any():
+            what = f"layer {layer!r} would lose all {int(there[layer].sum())} units that it has left"
+            raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
+    norms = norms_behind(model, list(after))
+    return current & unit_masks(model, {**after, **{norm: after[layer] for layer, norm in norms.items()}})
+
+
+def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
+    """Layer -> the BatchNorm that scales its units: between it and the next weighted layer, by the order of modules."""
+    found: dict[str, str] = {}
+    layer = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layer = name
+        elif isinstance(module, _BatchNorm) and layer in layers and layer not in found:
+            if module.num_features == len(model.get_submodule(layer).weight):
+                found[layer] = name
+    return found
+
+
+def _mean_size(a: Tensor, positions: Sequence[int]) -> Tensor:
+    return (a.abs().mean(positions) if positions else a.abs()).sum(0)
+
+
+def _size_of_mean(a: Tensor, positions: Sequence[int]) -> Tensor:
+    return (a.mean(positions) if positions else a).abs().sum(0)
+
+
+def _maps_not_zero(a: Tensor, positions: Sequence[int]) -> Tensor:
+    return (a.mean(positions) if positions else a).count_nonzero(0)
+
+
+def _positions_not_zero(a: Tensor, positions: Sequence[int]) -> Tensor:
+    shares = a.ne(0).to(a.dtype)
+    return (shares.mean(positions) if positions else shares).sum(0)
