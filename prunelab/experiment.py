@@ -122,11 +122,18 @@ def run_all(
     where = _device(device)
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
     check(missing)
+    known = {run.id for run in runs}
+    for run in missing:
+        if (leader := run.prune.masks_of) and leader not in known and store.status(leader) != "complete":
+            raise PrunelabError(
+                f"run {run.id} takes the masks of {leader!r}, which is neither stored nor among the runs"
+            )
     if jobs is None:
         jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else _cores()
-    jobs = max(1, min(jobs, len(missing)))
-    if missing:
-        _train_all(missing, store, str(where), jobs, progress)
+    leaders = [run for run in missing if not run.prune.masks_of]
+    followers = [run for run in missing if run.prune.masks_of]
+    for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
+        _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
     failed = {run.id: store.place(run.id).reason() or "" for run in runs if store.status(run) == "failed"}
     strategies = {name: [run.id for run in group] for name, group in named.items()}
     return Results([run.id for run in runs], store, len(runs) - len(missing), len(missing), failed, strategies)
@@ -234,7 +241,7 @@ def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", tick
                 claim.close()
                 tick(ticks, _budget(run))
             else:
-                one = _Active(run, writer, data, where, claim)
+                one = _Active(run, writer, data, where, claim, store)
                 tick(ticks, _budget(run) if one.over else len(one.epochs))
                 if not one.over:
                     active.append(one)
@@ -267,8 +274,11 @@ def _one_epoch(active: list[_Active], population: Population) -> list[_Active]:
 class _Active:
     """A run while it trains: its member of the population, its rounds so far, and the claim on its folder."""
 
-    def __init__(self, run: Run, writer: Any, data: Dataset, where: str, claim: contextlib.ExitStack) -> None:
+    def __init__(
+        self, run: Run, writer: Any, data: Dataset, where: str, claim: contextlib.ExitStack, store: Store
+    ) -> None:
         self.run, self.writer, self.data, self.where, self.claim = run, writer, data, where, claim
+        self.store = store
         self.pruner = pruners.build(run.prune)
         self.during = isinstance(self.pruner, DuringTraining)
         self.dense = models.build(run.model, data.shape, len(data.classes), run.seed)
@@ -289,7 +299,7 @@ class _Active:
         self.validation: Evaluation | None = None
         self.test: Evaluation | None = None
         dense_masks = pruners.start(self.dense, self.pruner, run.prune.layers)
-        self.weights_total = dense_masks.total
+        self.weights_total = dense_masks.weights.total
         self.removals = Removals.start(dense_masks)
         order = generator(run.seed, "order")
         self.member = Member(
@@ -359,7 +369,7 @@ class _Active:
             "test_accuracy": float("nan") if test is None else test.accuracy,
             "seconds": self.trained.seconds,
             "lockstep": self.trained.lockstep,
-            "weights": self.member.masks.kept,
+            "weights": self.member.masks.weights.kept,
             "units": sum(self._units().values()),
             "pruned": False,
             "rate": float("nan"),
@@ -422,10 +432,18 @@ class _Active:
 
     def _pruned(self, model: nn.Module, current: Masks) -> tuple[Mapping[str, Tensor] | None, Masks]:
         amount, pruner = self.run.prune.amount, self.pruner
+        if self.run.prune.masks_of:
+            return None, current & self._followed()
         if not isinstance(pruner, pruners.Ranking):
             return None, pruner.masks(model, self._batches(), current, amount, self.choice)
         scores = pruner.scores(model, self._batches(), current, self.choice)
         return scores, pruner.select(model, scores, current, amount, self.choice)
+
+    def _followed(self) -> Masks:
+        """What the run that this one follows kept in the round that begins now."""
+        removals = self.store.removals(self.run.prune.masks_of)
+        rounds = {n.removeprefix("round/"): torch.from_numpy(t) for n, t in removals.items() if n.startswith("round/")}
+        return Masks({name: (at == -1) | (at > self.round + 1) for name, at in rounds.items()}).to(self.where)
 
     def _recovered(self, how: str) -> nn.Module:
         """The network with which the next round begins."""
@@ -498,16 +516,17 @@ class _Active:
         """The row of the round that has just ended: the network as it was trained and measured."""
         done = [row for row in self.epochs if row["round"] == self.round]
         masks, units = self.member.masks, self._units()
+        kept = masks.weights.kept  # biases that go with their unit are not among the weights
         price = cost.summarise(self.member.model, self.data.shape, masks)
         self.rounds.append(
             {
                 "round": self.round,
                 "source": self.data.source,
                 "requested_sparsity": self.requested,
-                "sparsity": 1 - masks.kept / self.weights_total,
-                "density": masks.kept / self.weights_total,
-                "compression_ratio": self.weights_total / masks.kept if masks.kept else float("inf"),
-                "weights": masks.kept,
+                "sparsity": 1 - kept / self.weights_total,
+                "density": kept / self.weights_total,
+                "compression_ratio": self.weights_total / kept if kept else float("inf"),
+                "weights": kept,
                 "weights_total": self.weights_total,
                 "parameters": price.nonzero,
                 "units": sum(units.values()),

@@ -149,6 +149,7 @@ class Prune:
     )
     stop: Annotated[float, Field(gt=0, le=1)] | None = None  # no further round once this density of units was trained
     recover: Literal["finetune", "rewind", "reinit", "none"] = "finetune"
+    masks_of: str = ""  # id of a run whose masks this one takes, round by round, in place of choosing its own
     layers: tuple[str, ...] = ()  # names of the layers that may be pruned; (): every Linear and Conv2d of the model
     options: dict[str, Literals] = dataclasses.field(default_factory=dict)
 

@@ -195,3 +195,18 @@ def test_of_two_processes_at_one_run_one_trains_and_the_other_waits(tmp_path):
     assert [p.wait(120) for p in both] == [0, 0]
     assert Store(tmp_path).ids(unfinished=True) == [one.id]
     assert len(Store(tmp_path).rounds([one.id])) == 1
+
+
+def test_a_run_can_take_the_masks_of_another_round_by_round(tmp_path):
+    store = Store(tmp_path)
+    leader = run("magnitude", amount=0.5, rounds=2, recover="rewind")
+    follower = run("magnitude", seed=7, amount=0.5, rounds=2, recover="rewind", masks_of=leader.id)
+    run_all([follower, leader], store=store, jobs=1, progress=False)
+    for name, mask in store.masks(leader.id).items():
+        np.testing.assert_array_equal(mask, store.masks(follower.id)[name])
+    assert any((store.weights(leader.id)[n] != store.weights(follower.id)[n]).any() for n in store.masks(leader.id))
+
+
+def test_a_run_that_follows_an_unknown_one_is_refused(tmp_path):
+    with pytest.raises(PrunelabError, match="takes the masks of 'nobody', which is neither stored nor among the runs"):
+        run_all([run("magnitude", rounds=1, masks_of="nobody")], store=Store(tmp_path), jobs=1, progress=False)

@@ -260,3 +260,69 @@ def test_absent_cuda_is_named():
     with pytest.raises(PrunelabError, match="no such device"):
         device("gpuu")
     assert device("auto").type == "cpu"
+
+
+def without_first_units(net, layer, count):
+    weight, bias = net.get_parameter(f"{layer}.weight"), net.get_parameter(f"{layer}.bias")
+    rows = torch.ones(len(weight), dtype=torch.bool)
+    rows[:count] = False
+    masks = {f"{layer}.weight": rows.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight), f"{layer}.bias": rows}
+    return {**dict(Masks.ones(net)), **masks}
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("name", "layer", "count"), [("mlp", "hidden_2", 3), ("dropnet_b", "conv_1", 2), ("mlp", "hidden_1", 6)]
+)
+def test_units_that_are_masked_whole_are_left_out_and_nothing_changes(digits, name, layer, count, optimiser):
+    hidden = (6, 5) if name == "mlp" else (4, 3)
+    train = Train(epochs=2, batch_size=32, optimiser=optimiser, lr=0.05, shuffle=False)
+    net = models.build(Model(name, hidden), digits.shape, 10, 0)
+    masks = Masks(without_first_units(net, layer, count))
+    run = Member(net, train, masks, generator(0, "order"))
+    other = models.build(Model(name, hidden), digits.shape, 10, 0)
+    masks.apply_(other)
+    torch_s = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimiser](other.parameters(), lr=0.05)
+    population = Population(digits)
+    for _ in range(2):
+        population.epoch([run])
+        for start in range(0, len(digits.train.y), 32):
+            x, y = digits.scale(digits.train.x[start : start + 32]), digits.train.y[start : start + 32]
+            torch_s.zero_grad()
+            F.cross_entropy(other(x), y).backward()
+            torch_s.step()
+            masks.apply_(other)
+    for (name_, mine), its in zip(run.model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=2e-3, atol=2e-4, msg=lambda text, n=name_: f"{n}: {text}")
+    assert population.evaluate([run], digits.test)[0].accuracy == pytest.approx(
+        (other(digits.scale(digits.test.x)).argmax(1) == digits.test.y).double().mean().item(), abs=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    "layers", [(nn.ReLU,), (nn.Sigmoid, nn.ReLU), (nn.Tanh,), (nn.LeakyReLU,), (nn.GELU,), (nn.Identity, nn.ReLU)]
+)
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_gradients_written_by_hand_are_those_of_autograd(layers, pool):
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(
+            nn.Conv2d(2, wide, 3, padding=1), *[kind() for kind in layers], pool(2), nn.Conv2d(wide, 4, 3, stride=2, dilation=1),
+            *[kind() for kind in layers], nn.Flatten(), nn.Linear(4 * 3 * 3, 5), *[kind() for kind in layers], nn.Linear(5, 3),
+        )
+        for wide in (3, 5)
+    ]  # fmt: skip
+    for chosen in (nets, nets[:1]):
+        x, y = torch.randn(len(chosen), 7, 2, 14, 14), torch.randint(0, 3, (len(chosen), 7))
+        expected = [
+            torch.autograd.grad(F.cross_entropy(net(part), own), list(net.parameters()))
+            for net, part, own in zip(chosen, x, y, strict=True)
+        ]
+        stack = Stack(chosen)
+        gradients = {name: torch.zeros_like(parameter) for name, parameter in stack.parameters.items()}
+        stack.learn(x, y, gradients, torch.ones(len(chosen)))
+        for run, own in enumerate(expected):
+            for (name, parameter), gradient in zip(chosen[run].named_parameters(), own, strict=True):
+                whole = gradients[name] if len(chosen) == 1 else gradients[name][run]
+                found = whole[tuple(slice(size) for size in parameter.shape)]
+                torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)

@@ -4,8 +4,8 @@ Source: Tan and Motani, ICML 2020, section 4.3, and the code of its authors: aft
 left out in turn, the loss over the training set is measured with the trained weights, and the best mask is kept.
 
 The losses of all candidates come out of one computation. Leaving a unit out takes its share off the next layer's sums,
-so per layer one forward pass gives the activations, one batched product (or one grouped convolution) the shares of all
-units, and what follows runs for many candidates at once.
+so per layer one forward pass gives the activations, products of its size give the shares of all units, and what follows
+runs for many candidates at once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from prunelab.settings import settings
 from prunelab.shrink import ShrinkError, chain, remove_units
 
 _ZERO_STAYS_ZERO = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
-_BUDGET = 1 << 21  # numbers of the largest intermediate result: 8 MB of float32, which stays near the core
+_BUDGET = 1 << 20  # numbers of the largest intermediate result: 4 MB of float32, which stay near the core
 _MOST = 2048  # samples in one piece
+_LAST = torch.channels_last  # pooling is seven times faster in this order (measured on a CPU)
 
 
 @settings
@@ -146,10 +147,12 @@ class _All:
         self.links = chain(model)
         self.first = list(model)[: [id(m) for m in model].index(id(self.links[0].layer))]
         self.layers = set(layers)
-        self.samples = _MOST
+        maps = any(isinstance(link.layer, nn.Conv2d) for link in self.links)
+        self.samples = _MOST // 16 if maps else _MOST
 
     def losses(self, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Layer by layer the summed losses of its units."""
+        x = x.contiguous(memory_format=_LAST) if x.dim() == 4 else x
         for module in self.first:
             x = module(x)
         for position, link in enumerate(self.links[:-1]):
@@ -183,11 +186,12 @@ def _less(layer: nn.Linear | nn.Conv2d, x: Tensor, sums: Tensor, units: int, som
         inputs = x.view(len(x), units, -1)[:, some].transpose(0, 1)
         weight = layer.weight.view(len(layer.weight), units, -1)[:, some].permute(1, 2, 0)
         return torch.baddbmm(sums.expand(len(some), *sums.shape), inputs, weight, alpha=-1).flatten(0, 1)
-    outputs = layer.weight.shape[0]
-    weight = layer.weight[:, some].transpose(0, 1).flatten(0, 1)[:, None]  # [K * outputs, 1, ...]
-    how = (layer.stride, layer.padding, layer.dilation, len(some))
-    shares = F.conv2d(x[:, some], weight, None, *how).unflatten(1, (len(some), outputs))
-    return (sums[:, None] - shares).transpose(0, 1).flatten(0, 1)
+    result = sums.new_empty(len(some) * len(sums), *sums.shape[1:]).contiguous(memory_format=_LAST)
+    for unit, part in zip(some.tolist(), result.split(len(sums)), strict=True):
+        only, kernel = (t[:, unit : unit + 1].contiguous(memory_format=_LAST) for t in (x, layer.weight))
+        share = F.conv2d(only, kernel, None, layer.stride, layer.padding, layer.dilation)
+        torch.sub(sums, share, out=part)
+    return result
 
 
 def _without_the_gone(model: nn.Module, units: Mapping[str, Tensor]) -> nn.Sequential | None:
@@ -203,12 +207,13 @@ def _without_the_gone(model: nn.Module, units: Mapping[str, Tensor]) -> nn.Seque
 
 
 def _pieces(batches: Iterable[Any] | None, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same samples in pieces of at least ``size``, and a smaller last one."""
+    """The same samples in pieces of at most ``size``, most of them of that size."""
     held: list[tuple[Tensor, Tensor]] = []
     for x, y in batches or ():
         held.append((x, y))
         if sum(len(y) for _, y in held) >= size:
-            yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            x, y = (torch.cat(parts) for parts in zip(*held, strict=True))
+            yield from zip(x.split(size), y.split(size), strict=True)
             held = []
     if held:
-        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+        yield tuple(torch.cat(parts) for parts in zip(*held, strict=True))
