@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prunelab import data, models
 from prunelab.masks import Masks
+from prunelab.pruners.during import Moment
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.settings import Data, Model, Train
 from prunelab.shrink import live_units, spread, then, whole_index
@@ -66,7 +67,7 @@ def main() -> None:
     for event in range(1, options.events + 1):
         for _ in range(2):
             Population(images).epoch([member])
-        change = pruner.act(member.model, member.masks, member.moments, {}, draw)
+        change = pruner.act(Moment(member.model, member.masks, member.moments, {}, draw))
         index = then(index, change.index)
         member.change(change.model, change.masks, change.moments)
         units = live_units(member.model)

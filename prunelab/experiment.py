@@ -28,7 +28,7 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.progress import shown, tick
-from prunelab.pruners.during import Change, DuringTraining, Progress
+from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, Progress
 from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
 from prunelab.settings import Run
@@ -289,6 +289,7 @@ class _Active:
         self.epochs: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.losses_of_batches: list[float] = []
+        self.accuracies: list[float] = []
         self.last: int | None = None
         self.round = 0
         self.requested = 0.0
@@ -310,6 +311,7 @@ class _Active:
         self.member.model.to(where)
         self.member.masks = self.member.masks.to(where)
         self.member.moments = {k: {n: t.to(where) for n, t in own.items()} for k, own in self.member.moments.items()}
+        self._penalise()
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -318,12 +320,11 @@ class _Active:
         self.trained, self.validation, self.test = epoch, validation, None
         self.losses.append(validation.loss)
         self.losses_of_batches.append(validation.loss_of_batches)
+        self.accuracies.append(validation.accuracy)
         self.member.observe(validation.loss)
         self.acts = False
         if self.during and not self.member.done:
-            self.acts = self.pruner.due(
-                Progress(self.losses, self.losses_of_batches, self.member.train.epochs, self.last)
-            )
+            self.acts = self.pruner.due(self._progress())
 
     @property
     def round_ends(self) -> bool:
@@ -385,7 +386,7 @@ class _Active:
             return
         begin = time.perf_counter()
         self.member.detach()
-        change = self.pruner.act(self.member.model, self.member.masks, self.member.moments, self.state, self.choice)
+        change = self.pruner.act(self._moment())
         seconds = time.perf_counter() - begin
         self.last = len(self.losses) - 1
         if change.failure is not None:
@@ -397,7 +398,23 @@ class _Active:
         self.state = dict(change.state)
         self._take(change)
         self.member.change(change.model, change.masks, change.moments)
+        self._penalise()
         self._save()
+
+    def _penalise(self) -> None:
+        """The penalty of the method, if it has one, for the network as it is now."""
+        if isinstance(self.pruner, Penalising):
+            self.member.penalty = self.pruner.penalty(self.member.model, self.state)
+
+    def _progress(self) -> Progress:
+        epochs = self.member.train.epochs
+        return Progress(self.losses, self.losses_of_batches, epochs, self.last, self.accuracies)
+
+    def _moment(self) -> Moment:
+        member = self.member
+        return Moment(
+            member.model, member.masks, member.moments, self.state, self.choice, self._progress(), self._batches
+        )
 
     def _rounds(self, population: Population) -> None:
         """A method of whole rounds: train, prune, recover."""
@@ -420,7 +437,8 @@ class _Active:
             self._take(Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
             self.member.restart(self.run.retrain or self.run.train)
             self.member.change(self._recovered(prune.recover), masks)
-            self.losses, self.losses_of_batches, self.last = [], [], None
+            self._penalise()
+            self.losses, self.losses_of_batches, self.accuracies, self.last = [], [], [], None
             if prune.recover != "none":
                 self._save()
                 return
@@ -600,6 +618,7 @@ class _Active:
             "last": self.last,
             "losses": self.losses,
             "losses_of_batches": self.losses_of_batches,
+            "accuracies": self.accuracies,
             "best_loss": member.best_loss,
             "stale": member.stale,
         }
@@ -615,6 +634,7 @@ class _Active:
         self.rounds, self.epochs = list(checkpoint.rounds), list(checkpoint.epochs)
         self.round, self.requested, self.last = state["round"], state["requested"], state["last"]
         self.losses, self.losses_of_batches = list(state["losses"]), list(state["losses_of_batches"])
+        self.accuracies = list(state.get("accuracies", ()))
         index = part("index")
         self.index = {n: tuple(index[f"{n}/{axis}"] for axis in range(len(shape))) for n, shape in self.shapes.items()}
         self.state = part("state")

@@ -6,6 +6,7 @@ through ``torch.func``, exports, and saves as an ordinary state_dict of the dens
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import os
@@ -200,7 +201,8 @@ class Masks(Mapping[str, Tensor]):
             why = "the folder does not exist" if not path.parent.is_dir() else _line(error)
             raise MaskError(f"{path}: masks cannot be written there ({why}): choose another place") from None
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:

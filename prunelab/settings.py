@@ -44,16 +44,18 @@ def settings(cls: T) -> T:
         try:
             build(self, *args, **values)
         except ValidationError as error:
-            raise SettingsError(f"{cls.__name__}: {_one_line(error)}") from None
+            raise SettingsError(f"{cls.__name__}: {_one_line(error, names)}") from None
 
     cls.__init__ = checked
     return cls
 
 
-def _one_line(error: ValidationError) -> str:
-    """The first complaint of pydantic as ``where = value: what``."""
+def _one_line(error: ValidationError, names: list[str]) -> str:
+    """The first complaint of pydantic as ``where = value: what``; a value that was given by position gets its name."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("tuple", "function", "literal")))
+    head, *rest = first["loc"] or ("",)
+    parts = [names[head] if isinstance(head, int) and head < len(names) else head, *rest]
+    where = ".".join(str(part) for part in parts if not str(part).startswith(("tuple", "function", "literal")))
     what = first["msg"].removeprefix("Value error, ")
     return (
         f"{where} = {first['input']!r}: {what[:1].lower()}{what[1:]}"

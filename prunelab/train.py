@@ -76,6 +76,8 @@ class Member:
         stale: epochs since then.
         best: the weights of that epoch, kept when ``train.restore_best``.
         failure: why the run cannot go on; None while it can.
+        penalty: from the model to the gradient of a penalty, parameter name -> tensor, which is added to that of the
+            loss in every step; None: no penalty. Set it together with a change of the model or the masks.
     """
 
     model: nn.Module
@@ -89,6 +91,7 @@ class Member:
     stale: int = 0
     best: dict[str, Tensor] | None = None
     failure: str | None = None
+    penalty: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -266,7 +269,8 @@ class _Lockstep:
         self.masks = self._stack_masks()
         kinds = _moments(self.settings)
         self.plain = self.settings.optimiser == "sgd" and not kinds and not self.settings.weight_decay
-        self.fused = self.plain and not self.masks
+        self.penalised = [run for run, member in enumerate(members) if member.penalty is not None]
+        self.fused = self.plain and not self.masks and not self.penalised
         self.moments = {kind: self._stack_moment(kind) for kind in kinds}
         # A scalar on the GPU each would cost a launch to read; the optimisers want them where the weights are.
         self.steps = [torch.tensor(float(m.steps), device=self.leaves[0].device) for m in members]
@@ -402,6 +406,10 @@ class _Lockstep:
 
         @torch.no_grad()
         def step() -> None:
+            for run in self.penalised:
+                for name, change in members[run].penalty(self.parts[run].model).items():
+                    whole = self.gradients[name]
+                    (whole if len(members) == 1 else corner(whole[run], change.shape)).add_(change)
             if keep:
                 torch._foreach_mul_([self.gradients[name] for name in masked], keep)
             found = fixed or [[self.gradients[name] for name in self.names]]

@@ -10,7 +10,7 @@ from torch.nn.utils import prune as torch_prune
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
-from prunelab.pruners.during import Progress
+from prunelab.pruners.during import Moment, Progress
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.shrink import chain, live_units
 
@@ -21,7 +21,7 @@ def weight_masks(model):
 
 def act(pruner, model, masks=None, state=None, moments=None, seed=0):
     masks = weight_masks(model) if masks is None else masks
-    return pruner.act(model, masks, moments or {}, state or {}, torch.Generator().manual_seed(seed))
+    return pruner.act(Moment(model, masks, moments or {}, state or {}, torch.Generator().manual_seed(seed)))
 
 
 def net(*sizes, seed=0):

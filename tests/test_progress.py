@@ -115,7 +115,7 @@ def test_whoever_named_a_file_can_watch_from_outside(monkeypatch, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["progress", "progress.total"]
 
 
-def test_a_population_ticks_once_per_epoch_and_a_loaded_run_all_at_once(monkeypatch, tmp_path):
+def test_every_epoch_that_is_trained_ticks_once_and_loaded_runs_are_not_in_the_total(monkeypatch, tmp_path):
     from prunelab import Data, Model, Prune, Run, Train, run_all
 
     path = tmp_path / "progress"

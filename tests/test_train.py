@@ -326,3 +326,18 @@ def test_gradients_written_by_hand_are_those_of_autograd(layers, pool):
                 whole = gradients[name] if len(chosen) == 1 else gradients[name][run]
                 found = whole[tuple(slice(size) for size in parameter.shape)]
                 torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_penalty_on_the_squared_weights_is_weight_decay(digits):
+    decayed, penalised = (
+        member(train=Train(epochs=2, batch_size=32, optimiser="sgd", lr=0.1, weight_decay=decay), data=digits)
+        for decay in (0.01, 0.0)
+    )
+    penalised.penalty = lambda model: {name: 0.01 * p.detach() for name, p in model.named_parameters()}
+    others = [
+        member(seed=s, train=Train(epochs=2, batch_size=32, optimiser="sgd", lr=0.1), data=digits) for s in (1, 2)
+    ]
+    Population(digits).epoch([decayed])
+    Population(digits).epoch([*others, penalised])
+    for name, parameter in weights(decayed).items():
+        torch.testing.assert_close(weights(penalised)[name], parameter, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,8 @@ from torch import nn
 from prunelab import settings
 from prunelab.errors import PrunelabError, nearest
 from prunelab.models.convnet import dropnet_b, dropnet_c
+from prunelab.models.dropnet_resnet import dropnet_resnet18
+from prunelab.models.dropnet_vgg import dropnet_vgg19
 from prunelab.models.initialisation import initialise
 from prunelab.models.lenet import lenet_5, lenet_300_100
 from prunelab.models.mlp import mlp, perceptron
@@ -37,6 +39,8 @@ MODELS = {
     "dropnet_a": Architecture(perceptron, (40, 40)),
     "dropnet_b": Architecture(dropnet_b, (64, 64)),
     "dropnet_c": Architecture(dropnet_c, (64, 64, 128, 128)),
+    "dropnet_resnet18": Architecture(dropnet_resnet18, (64, 128, 256, 512)),
+    "dropnet_vgg19": Architecture(dropnet_vgg19, (64, 128, 256, 512, 512, 256)),
 }
 
 

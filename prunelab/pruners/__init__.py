@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from prunelab.collapse import dead_layers
 from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.pruners.dropnet import DropNet
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.pruners.magnitude import Magnitude
 from prunelab.pruners.none import Dense
+from prunelab.pruners.oracle import Oracle
 from prunelab.pruners.random import Random
 from prunelab.pruners.select import Granularity, check_amount, scored_names
 from prunelab.settings import Prune
@@ -74,7 +76,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         # the three papers
         "dyprune": Method(DyPrune),
-        # (dropnet and nnrelief go here)
+        "dropnet": Method(DropNet),
+        "dropnet_oracle": Method(Oracle),
+        "apoz": Method(DropNet, {"metric": "apoz"}),
+        # (nnrelief goes here)
         # controls and plain methods
         "none": Method(Dense),
         "random": Method(Random),

@@ -28,9 +28,9 @@ def unit_sums(
 ) -> tuple[dict[str, Tensor], int]:
     """Sum a number of each unit over the samples, in one pass in evaluation mode; the model is left as it was.
 
-    A unit is looked at behind the activations and BatchNorm that directly follow its layer, which are found by following
-    the tensors of the first batch. Where a function such as ``F.relu`` follows instead of a module, the unit is looked
-    at before it: its pre-activation.
+    A unit is looked at behind the activations and BatchNorm that directly follow its layer, which are found by
+    following the tensors of the first batch. Where a function such as ``F.relu`` follows instead of a module, the unit
+    is looked at before it: its pre-activation.
 
     Args:
         model: Any module.
@@ -98,7 +98,8 @@ Place = tuple[str, int]  # a module, and which of its calls in one forward pass
 def _places(model: nn.Module, layers: Sequence[str], x: Tensor) -> tuple[dict[Place, str], int]:
     """Where to look, found by following tensors from module to module, and the numbers per sample of the largest."""
     owner: dict[int, str] = {}  # id of a tensor -> the layer whose units it holds
-    latest: dict[str, tuple[Place, Tensor]] = {}  # keeps the tensors alive, so that no id comes twice
+    latest: dict[str, tuple[Place, Tensor]] = {}
+    kept: list[Tensor] = []  # alive, so that no id comes twice
     calls: dict[str, int] = {}
 
     def follow(name: str) -> Callable[..., None]:
@@ -112,7 +113,6 @@ def _places(model: nn.Module, layers: Sequence[str], x: Tensor) -> tuple[dict[Pl
 
         return hook
 
-    kept: list[Tensor] = []
     known = dict(model.named_modules())
     hooked = {n: m for n, m in known.items() if n in layers or isinstance(m, _FOLLOWERS)}
     handles = [module.register_forward_hook(follow(name)) for name, module in hooked.items()]

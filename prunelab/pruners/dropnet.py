@@ -33,8 +33,8 @@ Variant = Literal["faithful", "corrected"]
 class DropNet:
     """Drop the units with the lowest (or highest) mean |post-activation| E(a), or at random, or by APoZ.
 
-    The units of all layers compete (``global``), or those of each layer (``layer``: the paper's ``minimum_layer``, ...).
-    Of n that remain, ``int(amount * n)`` go, but at least one; with ``layer`` at least one of every layer, down to none.
+    The units of all layers compete (``global``), or those of each layer (``layer``: the paper's ``minimum_layer``).
+    Of n that remain ``int(amount * n)`` go, but at least one; with ``layer`` at least one of each layer, down to none.
 
     ``corrected`` is what the paper's text says: exactly the k lowest, ties at random, E of a filter the mean of
     |activation| over samples and positions, APoZ the share of zero positions. ``faithful`` is what the published code
@@ -190,8 +190,8 @@ def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             layer = name
         elif isinstance(module, _BatchNorm) and layer in layers and layer not in found:
-            if module.num_features == len(model.get_submodule(layer).weight):
-                found[layer] = name
+            fits = module.num_features == len(model.get_submodule(layer).weight)
+            found |= {layer: name} if fits else {}
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -20,12 +20,37 @@ class Progress:
         losses_of_batches: likewise, as the mean over batches of their means.
         epochs: the whole budget.
         last: index of the epoch after which the method acted last; None before the first time.
+        accuracies: validation accuracy of every epoch so far.
     """
 
     losses: Sequence[float]
     losses_of_batches: Sequence[float]
     epochs: int
     last: int | None
+    accuracies: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A network at the end of an epoch, as a method finds it when it acts; nothing of it may be changed.
+
+    Attributes:
+        model: as it was trained.
+        masks: its masks.
+        moments: optimiser state, kind -> parameter name -> tensor of the parameter's shape.
+        state: what the method's last ``Change`` left for it; empty at first.
+        generator: the only source of randomness.
+        progress: the training so far.
+        batches: called, gives the training part as (inputs, targets) in large batches, scaled, in the data's order.
+    """
+
+    model: nn.Module
+    masks: Masks
+    moments: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Tensor]
+    generator: Generator
+    progress: Progress = Progress((), (), 0, None)
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] = tuple
 
 
 @dataclass(frozen=True)
@@ -59,23 +84,34 @@ class Change:
 
 @runtime_checkable
 class DuringTraining(Protocol):
-    """A pruner that acts at the end of epochs, within one training."""
+    """A pruner that acts at the end of epochs, within one training; ``pruners/dyprune.py`` is the example."""
 
     def due(self, progress: Progress) -> bool:
         """Whether to act after the newest epoch."""
         ...
 
-    def act(
-        self,
-        model: nn.Module,
-        masks: Masks,
-        moments: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Tensor],
-        generator: Generator,
-    ) -> Change:
-        """Prune now; the arguments stay as they are."""
+    def act(self, now: Moment) -> Change:
+        """Prune now."""
         ...
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before anything trains, a model on which the method cannot act."""
         ...
+
+
+@runtime_checkable
+class Penalising(Protocol):
+    """A pruner that adds a penalty to the loss while the network trains, whenever it prunes."""
+
+    def penalty(self, model: nn.Module, state: Mapping[str, Tensor]) -> Penalty | None:
+        """The gradient of the penalty from now on, until the network or the state changes; None: no penalty.
+
+        Args:
+            model: the network that trains from now on.
+            state: what the method's last ``Change`` left for it; empty at first.
+        """
+        ...
+
+
+# From a network (that one, or what unit masks leave of it) to parameter name -> gradient, of the parameter's shape.
+Penalty = Callable[[nn.Module], Mapping[str, Tensor]]

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.pruners.during import Change, Progress
+from prunelab.pruners.during import Change, Moment, Progress
 from prunelab.pruners.scores import magnitude, random
 from prunelab.pruners.select import amount_to_count, keep_highest
 from prunelab.schedules import Trigger, dyprune_rate
@@ -80,15 +80,9 @@ class DyPrune:
         trigger = Trigger(self.trigger, self.every, self.minimum, self.maximum, self.cooldown)
         return trigger.due(losses, progress.epochs, progress.last)
 
-    def act(
-        self,
-        model: nn.Sequential,
-        masks: Masks,
-        moments: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Tensor],
-        generator: Generator,
-    ) -> Change:
+    def act(self, now: Moment) -> Change:
         """Remove weights, then the units they leave dead."""
+        model, masks, moments, state, generator = now.model, now.masks, now.moments, now.state, now.generator
         rate = dyprune_rate(masks.kept) if self.rate == "dynamic" else float(self.rate)
         names = list(masks)
         scores = magnitude(model, names) if self.score == "l1" else random(model, names, generator)

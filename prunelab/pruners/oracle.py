@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
-from prunelab.masks import Masks, layer_of
+from prunelab.masks import Masks
 from prunelab.pruners.activations import evaluating
 from prunelab.pruners.dropnet import Variant, drop_units, norms_behind, without_units
 from prunelab.pruners.select import Granularity, scored_names, units_of
@@ -195,7 +195,7 @@ def _less(layer: nn.Linear | nn.Conv2d, x: Tensor, sums: Tensor, units: int, som
 
 
 def _without_the_gone(model: nn.Module, units: Mapping[str, Tensor]) -> nn.Sequential | None:
-    """The chain cut to the units that are there; None where the model is no chain in which a unit without weights is 0."""
+    """The chain cut to the units that are there; None for a model that is no chain, or where no weights do not give 0."""
     try:
         links = chain(model)
         between = [module for link in links[:-1] for module in link.between]
