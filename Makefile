@@ -45,7 +45,7 @@ test: $(STAMP)
 
 # Notebooks that no test names yet are no failure (5: nothing was selected).
 notebooks: $(STAMP)
-	@$(PYTEST) -q -m notebook || [ $$? -eq 5 ]
+	@$(PYTEST) -q -m notebook -n $(TESTERS) --dist worksteal || [ $$? -eq 5 ]
 
 browser: $(STAMP)
 	@$(PYTEST) -q -m browser || [ $$? -eq 5 ]

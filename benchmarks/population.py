@@ -61,7 +61,10 @@ def main() -> None:
     print(f"{options.seeds} seeds, {STEPS} steps, {options.threads} threads\n\n{timing.table(results)}")
     shares = timing.shares(rivals["prunelab, in lockstep"])
     print(shares)
-    values = {"seeds": options.seeds, "steps": STEPS, "batch_size": BATCH, "results": results, "shares": shares}
+    text = f"{options.seeds} seeds of 784-40-40-10 in lockstep, against a plain loop, one after the other"
+    claims = [timing.claim(text, results["prunelab, in lockstep"]["ratio"], "x", at_least=6)]
+    values = {"seeds": options.seeds, "steps": STEPS, "batch_size": BATCH, "claims": claims}
+    values |= {"results": results, "shares": shares}
     timing.write("population", {"data": mnist.source, **values})
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 _KINDS = {
-    "matrix products": {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm")},
+    # Those that work in place take the step of plain SGD with them.
+    "matrix products": {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")},
     "batches": {"aten::index_select", "aten::index", "aten::div_", "aten::sub_"},
     "optimiser": {"aten::_fused_sgd_", "aten::_fused_adamw_", "aten::_fused_adam_"},
     "masks": {"aten::_foreach_mul_", "aten::mul_"},
@@ -46,8 +47,10 @@ def compare(
         is faster than the first), ``repeats``.
     """
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    names = list(rivals)
     for turn in range(repeats + 1):
-        for name, rival in rivals.items():
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody always comes after the same one
+            rival = rivals[name]
             arguments = () if setup is None else (setup(),)
             start = time.perf_counter()
             rival(*arguments)
@@ -67,6 +70,21 @@ def compare(
         }
         for name, own in seconds.items()
     }
+
+
+def claim(text: str, value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None) -> dict:
+    """What a benchmark says in one number, with the goal that was set for it, for the table in ``README.md``.
+
+    Args:
+        text: What is compared with what.
+        value: The measured number.
+        unit: ``"x"`` (times as fast), ``"%"`` or ``"ms"``.
+        at_least: The goal, from below; None: see ``at_most``.
+        at_most: The goal, from above; None: see ``at_least``.
+    """
+    goal, met = (at_least, value >= at_least) if at_least is not None else (at_most, value <= at_most)
+    side = "at least" if at_least is not None else "at most"
+    return {"text": text, "value": round(value, 2), "unit": unit, "goal": f"{side} {goal:g}", "met": met}
 
 
 def shares(work: Callable[[], Any]) -> dict[str, float]:

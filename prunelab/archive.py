@@ -7,6 +7,7 @@ archive leaves the store as it was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -85,7 +86,8 @@ def export(store: Store, path: Path | str, runs: Iterable[Run | str] | None = No
                             tar.addfile(_member(f"{run_id}/{name}", source.stat().st_size), file)
             part.replace(path)
     except StoreError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise
     return ids
 

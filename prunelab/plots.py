@@ -20,6 +20,7 @@ from prunelab.errors import PrunelabError
 from prunelab.gallery import provenance, save, saved
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
+from prunelab.reported_plots import beside_reported
 from prunelab.training_plots import epoch_seconds, rate_curve, training, weights_left
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Picture",
     "accuracy_against_compression",
+    "beside_reported",
     "curve",
     "epoch_seconds",
     "provenance",

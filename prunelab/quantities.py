@@ -79,6 +79,7 @@ _KNOWN = {
     "parameters_removed": Quantity("parameters removed", "%", 100, 2),
     "sparsity": Quantity("sparsity", decimals=4, trim=True),
     "requested_sparsity": Quantity("requested sparsity", decimals=4, trim=True),
+    "fraction": Quantity("fraction of units left", decimals=3, trim=True, log=True),
     "density": Quantity("density (share of weights left)", trim=True, log=True),
     "compression_ratio": Quantity("compression", TIMES, log=True),
     "weights": Quantity("weights left", decimals=0, log=True),

@@ -46,11 +46,12 @@ def test_parameters_are_those_counted_by_hand(name, hidden, shape, classes, para
     assert model(torch.zeros(2, *shape)).shape == (2, classes)
 
 
-def test_every_model_is_a_plain_chain_of_named_torch_modules():
+def test_every_model_is_a_chain_and_the_small_ones_of_plain_torch_modules():
     for name in MODELS:
         model = build(settings.Model(name), CIFAR, 10, seed=0)
         assert type(model) is nn.Sequential
-        assert {type(layer) for layer in model} <= {nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear}
+        if not name.startswith(("dropnet_resnet", "dropnet_vgg")):
+            assert {type(layer) for layer in model} <= {nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear}
 
 
 def test_layers_have_the_promised_names_in_forward_order():

@@ -45,10 +45,9 @@ def test_images_of_both_sizes_give_logits(name, side):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("shape", [(784,), (3, 8, 8)])
-def test_an_input_that_does_not_fit_is_refused(name, shape):
-    with pytest.raises(PrunelabError, match=name):
-        models.build(Model(name), shape, 10, 0)
+def test_samples_that_are_no_images_are_refused(name):
+    with pytest.raises(PrunelabError, match=f"{name}.*images"):
+        models.build(Model(name), (784,), 10, 0)
 
 
 def test_no_relu_follows_the_addition():
@@ -102,7 +101,8 @@ def test_the_activations_of_a_block_are_those_before_the_addition():
     x = torch.rand(3, 1, 16, 16)
     names = [name for name, _ in layer_widths(model)]
     sums, samples = unit_sums(model, names, [x], lambda a, at: a.mean(at).sum(0))
-    assert list(sums) != [] and len(sums) == 20 and samples == 3
+    assert len(sums) == 20
+    assert samples == 3
     block, y = model.stage_1.block_1, model[:3](x)
     expected = block.relu_2(block.conv_2(block.relu_1(block.conv_1(y)))).mean((0, 2, 3))
     torch.testing.assert_close((sums["stage_1.block_1.conv_2"] / 3).float(), expected.detach())

@@ -263,7 +263,7 @@ def test_absent_cuda_is_named():
 
 
 def without_first_units(net, layer, count):
-    weight, bias = net.get_parameter(f"{layer}.weight"), net.get_parameter(f"{layer}.bias")
+    weight = net.get_parameter(f"{layer}.weight")
     rows = torch.ones(len(weight), dtype=torch.bool)
     rows[:count] = False
     masks = {f"{layer}.weight": rows.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight), f"{layer}.bias": rows}
@@ -307,8 +307,9 @@ def test_gradients_written_by_hand_are_those_of_autograd(layers, pool):
     torch.manual_seed(0)
     nets = [
         nn.Sequential(
-            nn.Conv2d(2, wide, 3, padding=1), *[kind() for kind in layers], pool(2), nn.Conv2d(wide, 4, 3, stride=2, dilation=1),
-            *[kind() for kind in layers], nn.Flatten(), nn.Linear(4 * 3 * 3, 5), *[kind() for kind in layers], nn.Linear(5, 3),
+            nn.Conv2d(2, wide, 3, padding=1), *[kind() for kind in layers], pool(2),
+            nn.Conv2d(wide, 4, 3, stride=2), *[kind() for kind in layers], nn.Flatten(),
+            nn.Linear(4 * 3 * 3, 5), *[kind() for kind in layers], nn.Linear(5, 3),
         )
         for wide in (3, 5)
     ]  # fmt: skip

@@ -37,24 +37,24 @@ def dropnet_resnet18(input_shape: tuple[int, ...], hidden: tuple[int, ...], clas
     Source: the authors' notebook. Of Supplementary Fig. 1 it leaves out a MaxPool behind the last stage.
 
     Args:
-        input_shape: ``(C, H, W)``, both sides at least 16.
+        input_shape: ``(C, H, W)``; below 16 x 16 pixels the poolings that would leave nothing are left out (our own).
         hidden: Filters of the four stages; the first convolution has as many as the first stage.
         classes: Number of outputs.
 
     Raises:
-        PrunelabError: The input is no image, or too small for four poolings.
+        PrunelabError: The input is no image.
     """
-    if len(input_shape) != 3 or min(input_shape[1:]) < 16:
-        raise PrunelabError(f"needs images (C, H, W) of 16 x 16 pixels or more, not samples of shape {input_shape}")
-    channels = hidden[0]
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=_conv(input_shape[0], channels), relu=nn.ReLU(), pool=nn.MaxPool2d(2)
-    )
+    if len(input_shape) != 3:
+        raise PrunelabError(f"needs images (C, H, W), not samples of shape {input_shape}")
+    channels, side = hidden[0], min(input_shape[1:])
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=_conv(input_shape[0], channels), relu=nn.ReLU())
+    if side >= 2:
+        layers["pool"], side = nn.MaxPool2d(2), side // 2
     for stage, filters in enumerate(hidden, start=1):
         first, second = Block(channels, filters, shortcut=stage > 1), Block(filters, filters, shortcut=False)
         layers[f"stage_{stage}"] = nn.Sequential(OrderedDict(block_1=first, block_2=second))
-        if stage < len(hidden):
-            layers[f"pool_{stage}"] = nn.MaxPool2d(2)
+        if stage < len(hidden) and side >= 2:
+            layers[f"pool_{stage}"], side = nn.MaxPool2d(2), side // 2
         channels = filters
     layers |= {"average": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "output": nn.Linear(channels, classes)}
     return nn.Sequential(layers)

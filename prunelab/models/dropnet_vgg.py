@@ -19,16 +19,16 @@ def dropnet_vgg19(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes
     PyTorch's way of counting. The paper's mask comes after it, so a filter that is gone must give 0 there.
 
     Args:
-        input_shape: ``(C, H, W)``, both sides at least 32.
+        input_shape: ``(C, H, W)``; below 32 x 32 pixels the poolings that would leave nothing are left out (our own).
         hidden: Filters of the five stages, and the units of ``dense``, which the paper never masks (Tiny ImageNet:
             1,024).
         classes: Number of outputs.
 
     Raises:
-        PrunelabError: The input is no image, or too small for five poolings.
+        PrunelabError: The input is no image.
     """
-    if len(input_shape) != 3 or min(input_shape[1:]) < 32:
-        raise PrunelabError(f"needs images (C, H, W) of 32 x 32 pixels or more, not samples of shape {input_shape}")
+    if len(input_shape) != 3:
+        raise PrunelabError(f"needs images (C, H, W), not samples of shape {input_shape}")
     channels, height, width = input_shape
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for stage, (depth, filters) in enumerate(zip(DEPTHS, hidden, strict=False), start=1):
@@ -37,8 +37,9 @@ def dropnet_vgg19(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes
             layers[f"relu_{stage}_{number}"] = nn.ReLU()
             channels = filters
         layers[f"norm_{stage}"] = nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)
-        layers[f"pool_{stage}"] = nn.MaxPool2d(2)
-        height, width = height // 2, width // 2
+        if min(height, width) >= 2:
+            layers[f"pool_{stage}"] = nn.MaxPool2d(2)
+            height, width = height // 2, width // 2
     layers |= {
         "flatten": nn.Flatten(),
         "dense": nn.Linear(channels * height * width, hidden[-1]),

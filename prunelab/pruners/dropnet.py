@@ -71,12 +71,11 @@ class DropNet:
         if self.metric == "random":
             sizes = {layer: len(current[name]) for layer, name in zip(layers, names, strict=True)}
             return {layer: torch.rand(size, generator=generator) for layer, size in sizes.items()}
-        reduce = {
-            ("apoz", "faithful"): _maps_not_zero,
-            ("apoz", "corrected"): _positions_not_zero,
-            (self.metric, "faithful"): _size_of_mean,
-            (self.metric, "corrected"): _mean_size,
-        }[self.metric, self.variant]
+        by_map = self.variant == "faithful"
+        if self.metric == "apoz":
+            reduce = _maps_not_zero if by_map else _positions_not_zero
+        else:
+            reduce = _size_of_mean if by_map else _mean_size
         sums, samples = unit_sums(model, layers, batches, reduce)
         sign = -1 if self.metric == "maximum" else 1
         return {layer: (sign * sums[layer] / samples).float() for layer in layers}

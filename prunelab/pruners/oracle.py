@@ -28,7 +28,7 @@ from prunelab.shrink import ShrinkError, chain, remove_units
 
 _ZERO_STAYS_ZERO = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
 _BUDGET = 1 << 20  # numbers of the largest intermediate result: 4 MB of float32, which stay near the core
-_MOST = 2048  # samples in one piece
+_MOST, _MOST_IMAGES = 2048, 128  # samples in one piece, and where there are convolutions
 _LAST = torch.channels_last  # pooling is seven times faster in this order (measured on a CPU)
 
 
@@ -115,10 +115,8 @@ def losses_without(
 class _EachByItself:
     """One candidate after the other, in a copy of the model."""
 
-    samples = _MOST
-
     def __init__(self, model: nn.Module, units: Mapping[str, Tensor]) -> None:
-        self.model, self.units = copy.deepcopy(model), units
+        self.model, self.units, self.samples = copy.deepcopy(model), units, _samples(model)
         norms = norms_behind(model, list(units))
         places = {layer: [layer, *([norms[layer]] if layer in norms else [])] for layer in units}
         self.rows = {
@@ -147,8 +145,7 @@ class _All:
         self.links = chain(model)
         self.first = list(model)[: [id(m) for m in model].index(id(self.links[0].layer))]
         self.layers = set(layers)
-        maps = any(isinstance(link.layer, nn.Conv2d) for link in self.links)
-        self.samples = _MOST // 16 if maps else _MOST
+        self.samples = _samples(model)
 
     def losses(self, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Layer by layer the summed losses of its units."""
@@ -195,7 +192,7 @@ def _less(layer: nn.Linear | nn.Conv2d, x: Tensor, sums: Tensor, units: int, som
 
 
 def _without_the_gone(model: nn.Module, units: Mapping[str, Tensor]) -> nn.Sequential | None:
-    """The chain cut to the units that are there; None for a model that is no chain, or where no weights do not give 0."""
+    """The chain cut to the units that are there; None where it is no chain, or no weights do not mean 0."""
     try:
         links = chain(model)
         between = [module for link in links[:-1] for module in link.between]
@@ -204,6 +201,10 @@ def _without_the_gone(model: nn.Module, units: Mapping[str, Tensor]) -> nn.Seque
         return remove_units(model, {layer: keep.nonzero().flatten().cpu() for layer, keep in units.items()}).model
     except ShrinkError:  # not a chain, or a layer without units, behind which every loss is the same
         return None
+
+
+def _samples(model: nn.Module) -> int:
+    return _MOST_IMAGES if any(isinstance(module, nn.Conv2d) for module in model.modules()) else _MOST
 
 
 def _pieces(batches: Iterable[Any] | None, size: int) -> Iterator[tuple[Tensor, Tensor]]:

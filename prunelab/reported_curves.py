@@ -1,0 +1,142 @@
+"""The curves that a paper's figures show, as numbers, and how ours lie beside them. No torch."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from prunelab import paths
+from prunelab.errors import PrunelabError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prunelab.stats import Interval
+
+READING = 0.015  # how far a value read from a picture may be off, by a check against exact ones (share of 1)
+_CLOSE = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
+
+
+@functools.cache
+def _all(paper: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(paths.PACKAGE / "reported" / f"{paper}.csv")
+
+
+def reported(paper: str, figure: str) -> pd.DataFrame:
+    """What a figure of a paper shows.
+
+    Args:
+        paper: ``"dropnet"``.
+        figure: as the paper numbers it: ``"Fig 3"``, ``"Supp Fig 7"``; ``""``: no reported values, an empty table.
+
+    Returns:
+        strategy, fraction (of the units left), value, half (of the reported interval, NaN where none was read),
+        source: ``authors' result files`` (exact) or ``read from the figure``.
+
+    Raises:
+        PrunelabError: a figure without reported values.
+    """
+    table = _all(paper)
+    if figure and figure not in set(table["figure"]):
+        raise PrunelabError(
+            f"{paper}: no reported values of {figure!r}: {nearest(figure, sorted(set(table['figure'])))}"
+        )
+    return table[table["figure"] == figure].drop(columns="figure").reset_index(drop=True)
+
+
+def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
+    """Every reported point beside ours.
+
+    A point agrees if it lies within both half intervals and the reading error of the reported one.
+
+    Args:
+        ours: one row per run and round: strategy, fraction, seed, ``y``.
+        theirs: of ``reported``.
+        y: the column that is compared.
+
+    Returns:
+        strategy, fraction, reported, reported_half, ours, ours_half, n, difference (ours - reported), allowed, agrees;
+        one row per point of ours. Where there is no reported value, its columns are NaN and ``agrees`` is None.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from prunelab import stats
+
+    means = stats.summarise(ours, ["strategy", "fraction"], [y])
+    theirs = theirs.rename(columns={"value": "reported", "half": "reported_half"})
+    parts = []
+    for name, own in means.groupby("strategy", sort=False):
+        there = theirs[theirs["strategy"] == name].drop(columns="strategy").sort_values("fraction")
+        parts.append(
+            pd.merge_asof(own.sort_values("fraction"), there, on="fraction", direction="nearest", tolerance=_CLOSE)
+            if len(there)
+            else own.assign(reported=np.nan, reported_half=np.nan)
+        )
+    table = pd.concat(parts).rename(columns={y: "ours", f"{y}_half": "ours_half"})
+    table["difference"] = table["ours"] - table["reported"]
+    table["allowed"] = table["reported_half"].fillna(0) + table["ours_half"].fillna(0) + READING
+    table["agrees"] = (table["difference"].abs() <= table["allowed"]).where(table["reported"].notna(), None)
+    order = list(dict.fromkeys(ours["strategy"]))
+    table = table.sort_values(
+        ["strategy", "fraction"], key=lambda c: c.map(order.index) if c.name == "strategy" else -c
+    )
+    columns = ["strategy", "fraction", "reported", "reported_half", "ours", "ours_half", "n", "difference", "allowed"]
+    return table[[*columns, "agrees"]].reset_index(drop=True)
+
+
+def lead(ours: pd.DataFrame, first: str, second: str, y: str, low: float = 0.0, high: float = 1.0) -> Interval:
+    """By how much one curve lies above another, averaged over the fractions that both have, run by run.
+
+    Args:
+        ours: one row per run and round: strategy, fraction, seed, ``y``.
+        first: a strategy.
+        second: another; its values are interpolated where its fractions differ.
+        y: the column that is compared.
+        low: only fractions from here on,
+        high: up to here; the dense networks (1) never count.
+
+    Returns:
+        The paired interval over seeds of mean(first) - mean(second), in the unit of ``y``; NaN where there is nothing.
+    """
+    import numpy as np
+
+    from prunelab import stats
+
+    def by_seed(name: str) -> dict[object, tuple[np.ndarray, np.ndarray]]:
+        own = ours[(ours["strategy"] == name) & (ours["fraction"] < 1)].sort_values("fraction")
+        return {seed: (g["fraction"].to_numpy(), g[y].to_numpy()) for seed, g in own.groupby("seed")}
+
+    a, b = by_seed(first), by_seed(second)
+    differences = {}
+    for seed in a.keys() & b.keys():
+        at = a[seed][0][(a[seed][0] >= max(low, b[seed][0][0])) & (a[seed][0] <= min(high, b[seed][0][-1]))]
+        if len(at):
+            differences[seed] = float(np.mean(np.interp(at, *a[seed]) - np.interp(at, *b[seed])))
+    return stats.mean_interval(differences.values())
+
+
+def loss_at(ours: pd.DataFrame, strategy: str, fraction: float, y: str) -> Interval:
+    """What a curve has lost at a fraction of the units, compared with the dense networks of the same seeds.
+
+    Args:
+        ours: one row per run and round: strategy, fraction, seed, ``y``.
+        strategy: which curve.
+        fraction: interpolated between the measured ones.
+        y: the column that is compared.
+
+    Returns:
+        The paired interval over seeds of dense - pruned, in the unit of ``y``.
+    """
+    import numpy as np
+
+    from prunelab import stats
+
+    own = ours[ours["strategy"] == strategy].sort_values("fraction")
+    found = {}
+    for seed, group in own.groupby("seed"):
+        at, level = group["fraction"].to_numpy(), group[y].to_numpy()
+        found[seed] = float(level[-1] - np.interp(fraction, at, level)) if at[0] <= fraction else float("nan")
+    return stats.mean_interval(found.values())

@@ -1,0 +1,98 @@
+"""Our curves beside those of a paper: all of ours in one panel, and each by itself over what was reported."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+from prunelab import marks
+from prunelab.pictures import Picture, Shown, canvas
+from prunelab.quantities import need, quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from typing_extensions import Unpack
+
+_TICKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+
+
+def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) -> Picture:
+    """Accuracy against the fraction of units left, on a log axis that runs from the whole network to nothing.
+
+    The first panel has all of our curves; then each by itself, with its 95 % t interval, over the reported one (open
+    rings on a dashed line, a grey band for its interval).
+
+    Args:
+        points: of ``reported_curves.beside``: strategy, fraction, ours, ours_half, n, reported, reported_half, agrees.
+        measure: the column that was compared, for the words.
+        shown: title, provenance, look, size.
+    """
+    need(points, ["strategy", "fraction", "ours", "ours_half", "n", "reported"], "plots.beside_reported", "strategy")
+    names, up = list(dict.fromkeys(points["strategy"])), quantity(measure)
+    columns = 2 if len(names) <= 3 else 4
+    rows = math.ceil((len(names) + 1) / columns)
+    size = (2.7 * columns + 1.0, 2.4 * rows + 0.9)
+    sheet = canvas(rows, columns, **{"size": size, **shown}, counted=marks.counted(points), sharex=True, sharey=True)
+    words = [f"{up.label.capitalize()} against the fraction of units left."]
+    with sheet as (picture, axes):
+        flat = list(axes.flat)
+        for ax in flat[len(names) + 1 :]:
+            ax.set_visible(False)
+        everything, own = flat[0], flat[1:]
+        everything.set_title(f"ours: {up.axis}")
+        for position, (name, ax) in enumerate(zip(names, own, strict=False)):
+            rows_ = points[points["strategy"] == name].sort_values("fraction")
+            look = marks.series(position)
+            _line(everything, rows_, up.scale, look, name)
+            words.append(_over(ax, rows_, up.scale, look, name))
+        for ax in [everything, *own]:
+            _fractions(ax, points["fraction"])
+        for ax in flat[: len(names) + 1]:
+            below = flat.index(ax) + columns
+            if below >= len(flat) or not flat[below].get_visible():
+                ax.set_xlabel("fraction of units left")
+                ax.tick_params(labelbottom=True)
+        handles, labels = everything.get_legend_handles_labels()
+        picture.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 6))
+        picture.alt = " ".join(words)
+    return picture
+
+
+def _line(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> None:
+    ax.plot(rows["fraction"], rows["ours"] * scale, label=name, markersize=4, **look)
+
+
+def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> str:
+    """One of our curves over the reported one; says in words how many points agree."""
+    grey = mpl.rcParams["xtick.color"]
+    theirs = rows.dropna(subset=["reported"])
+    if len(theirs):
+        at, level = theirs["fraction"], theirs["reported"] * scale
+        half = theirs["reported_half"].fillna(0) * scale
+        ax.fill_between(at, level - half, level + half, color=grey, alpha=0.25, linewidth=0, zorder=1)
+        ring = {"marker": "o", "markerfacecolor": "none", "markersize": 6, "linestyle": (0, (4, 2)), "linewidth": 1.1}
+        ax.plot(at, level, color=grey, zorder=2, **ring)
+    half = rows["ours_half"] * scale
+    known = {"elinewidth": 1, "ecolor": look["color"]}
+    ax.errorbar(rows["fraction"], rows["ours"] * scale, half, None, "none", zorder=3, **known)
+    ax.plot(rows["fraction"], rows["ours"] * scale, markersize=4, zorder=3, **look)
+    if not len(theirs):
+        ax.set_title(name)
+        return f"{name}: no reported values."
+    agree = int(theirs["agrees"].astype(bool).sum())
+    ax.set_title(f"{name}: {agree} of {len(theirs)} agree")
+    return f"{name}: {agree} of {len(theirs)} points agree with the reported ones."
+
+
+def _fractions(ax: Axes, fractions: pd.Series) -> None:
+    """A log axis from 1 down, with round numbers."""
+    ax.set_xscale("log")
+    least = fractions[fractions > 0].min()
+    ax.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if tick >= 0.8 * least]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(1.12, 0.88 * least)

@@ -1,0 +1,112 @@
+"""DropNet's protocol: counts as in the paper, the points of every figure, claims that its notebook can answer."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prunelab import papers
+from prunelab.errors import PrunelabError
+from prunelab.protocols.dropnet import FIGURES, dropnet, left_after_rounds
+from prunelab.reported_curves import READING, beside, lead, loss_at, reported
+
+
+def test_counts_are_those_of_the_paper():
+    assert left_after_rounds((40, 40), 0.2, 0.05) == [80, 64, 52, 42, 34, 28, 23, 19, 16, 13, 11, 9, 8, 7, 6, 5, 4]
+    assert left_after_rounds((64, 64, 128, 128), 0.2, 0.1) == [384, 308, 247, 198, 159, 128, 103, 83, 67, 54, 44, 36]
+    each = left_after_rounds((40,), 0.2, 0.05, layer=True)
+    assert each == [40, 32, 26, 21, 17, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2]
+    assert left_after_rounds((3, 1), 0.2, 0.0, layer=True) == [4, 2, 1, 0]
+    assert left_after_rounds((20, 20), 0.2, 0.1, layer=True, one=True)[-2:] == [6, 4]
+
+
+@pytest.mark.parametrize("name", [name for name, figure in FIGURES.items() if figure.reported])
+def test_our_points_are_those_that_the_figure_shows(name):
+    study, theirs = dropnet(name, 1), reported("dropnet", FIGURES[name].reported)
+    assert set(study.runs) == set(theirs["strategy"])
+    for curve, counts in study.counts.items():
+        own = np.sort([count / counts[0] for count in counts])
+        shown = np.sort(theirs.loc[theirs["strategy"] == curve, "fraction"])
+        if len(shown) == len(own):  # some points of APoZ could not be read
+            np.testing.assert_allclose(own, shown, atol=6e-4)
+        else:
+            assert all(np.abs(own - value).min() < 1e-3 for value in shown)
+
+
+def test_the_other_initialisation_takes_the_masks_of_the_first():
+    study = dropnet("figure_15", 2)
+    for original, other in zip(study.runs["min"], study.runs["randominit"], strict=True):
+        assert other.prune.masks_of == original.id
+        assert other.seed == original.seed + 20
+
+
+def test_model_c_keeps_its_fully_connected_layer():
+    assert dropnet("figure_09", 1).runs["min"][0].prune.layers == ("conv_1", "conv_2", "conv_3", "conv_4")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_claim_asks_for_a_number_that_the_study_can_give(name):
+    study = dropnet(name, 3)
+    rows = [
+        {"strategy": curve, "seed": run.seed % 20, "round": r, study.figure.measure: 0.9 - 0.1 * r / len(counts)}
+        for curve, counts in study.counts.items()
+        for run in study.runs[curve]
+        for r in range(len(counts))
+    ]
+    rounds = study.fractions(pd.DataFrame(rows))
+    points = beside(rounds, reported("dropnet", study.figure.reported), study.figure.measure)
+    given = study.numbers(rounds, points)
+    assert set(given) == {claim.quantity for claim in papers.artefact(f"dropnet/{name}").claims}
+
+
+def test_wrong_names_get_the_nearest():
+    with pytest.raises(PrunelabError, match="no figure 'figur_03': did you mean 'figure_03'"):
+        dropnet("figur_03")
+    with pytest.raises(PrunelabError, match="no curve 'minimum'"):
+        dropnet("figure_03", methods=["minimum"])
+    with pytest.raises(PrunelabError, match="no reported values of 'Fig 5'"):
+        reported("dropnet", "Fig 5")
+
+
+def table(values, strategy="min"):
+    return pd.DataFrame(
+        [
+            {"strategy": strategy, "seed": seed, "fraction": fraction, "acc": value}
+            for seed, own in enumerate(values)
+            for fraction, value in own.items()
+        ]
+    )
+
+
+def test_a_point_agrees_within_both_intervals_and_the_reading_error():
+    ours = table([{1.0: 0.90, 0.5: 0.80}, {1.0: 0.90, 0.5: 0.80}])
+    theirs = pd.DataFrame(
+        {"strategy": "min", "fraction": [1.0, 0.5], "value": [0.92, 0.83], "half": [0.01, 0.01], "source": ""}
+    )
+    found = beside(ours, theirs, "acc")
+    assert found["difference"].tolist() == pytest.approx([-0.02, -0.03])
+    assert found["allowed"].tolist() == pytest.approx([0.01 + READING] * 2)
+    assert found["agrees"].tolist() == [True, False]
+
+
+def test_points_without_reported_values_stand_alone():
+    found = beside(table([{1.0: 0.9}]), reported("dropnet", ""), "acc")
+    assert found["reported"].isna().all()
+    assert found["agrees"].tolist() == [None]
+
+
+def test_the_lead_of_a_curve_is_paired_by_seed_and_leaves_out_the_dense_networks():
+    first = table([{1.0: 0.9, 0.5: 0.8, 0.25: 0.6}, {1.0: 0.9, 0.5: 0.7, 0.25: 0.6}], "a")
+    second = table([{1.0: 0.1, 0.5: 0.7, 0.25: 0.6}, {1.0: 0.1, 0.5: 0.7, 0.25: 0.4}], "b")
+    found = lead(pd.concat([first, second]), "a", "b", "acc")
+    assert (found.mean, found.n) == (pytest.approx((0.05 + 0.1) / 2), 2)
+    assert lead(pd.concat([first, second]), "a", "b", "acc", low=0.3).mean == pytest.approx(0.05)
+    assert math.isnan(lead(first, "a", "b", "acc").mean)
+
+
+def test_what_is_lost_is_read_between_the_measured_fractions():
+    found = loss_at(table([{1.0: 0.9, 0.6: 0.8, 0.4: 0.6}, {1.0: 0.8, 0.6: 0.8, 0.4: 0.8}]), "min", 0.5, "acc")
+    assert (found.mean, found.n) == (pytest.approx((0.2 + 0.0) / 2), 2)
+    assert dataclasses.asdict(loss_at(table([{1.0: 0.9}]), "min", 0.5, "acc"))["n"] == 0
