@@ -72,7 +72,15 @@ def compare(
     }
 
 
-def claim(text: str, value: float, unit: str, *, at_least: float | None = None, at_most: float | None = None) -> dict:
+def claim(
+    text: str,
+    value: float,
+    unit: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    spread: tuple[float, float] | None = None,
+) -> dict[str, Any]:
     """What a benchmark says in one number, with the goal that was set for it, for the table in ``README.md``.
 
     Args:
@@ -81,10 +89,19 @@ def claim(text: str, value: float, unit: str, *, at_least: float | None = None, 
         unit: ``"x"`` (times as fast), ``"%"`` or ``"ms"``.
         at_least: The goal, from below; None: see ``at_most``.
         at_most: The goal, from above; None: see ``at_least``.
+        spread: The lower and the upper quartile of the turns, where the noise is as large as the number: a goal that
+            lies between them is neither met nor missed.
+
+    Returns:
+        Text, value, unit, goal in words, and met: None where it is not decided.
     """
-    goal, met = (at_least, value >= at_least) if at_least is not None else (at_most, value <= at_most)
-    side = "at least" if at_least is not None else "at most"
-    return {"text": text, "value": round(value, 2), "unit": unit, "goal": f"{side} {goal:g}", "met": met}
+    if at_least is not None:
+        goal, inside = f"at least {at_least:g}", [number >= at_least for number in spread or (value,)]
+    else:
+        goal, inside = f"at most {at_most:g}", [number <= at_most for number in spread or (value,)]
+    met = inside[0] if len(set(inside)) == 1 else None
+    found = {"text": text, "value": round(value, 2), "unit": unit, "goal": goal, "met": met}
+    return found | ({"spread": list(spread)} if spread else {})
 
 
 def shares(work: Callable[[], Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab import cost, models, provenance, pruners
+from prunelab.chains import ShrinkError, live_units, spread, then, whole_index
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
@@ -32,7 +33,6 @@ from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, 
 from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
 from prunelab.settings import Run
-from prunelab.shrink import ShrinkError, live_units, spread, then, whole_index
 from prunelab.train import EVALUATION_BATCH, Epoch, Evaluation, Member, Population, device, generator
 
 log = logging.getLogger(__name__)
@@ -660,7 +660,7 @@ def _reshaped(model: nn.Module, index: Mapping[str, tuple[Tensor, ...]]) -> nn.M
     """The dense model cut to the shapes of a checkpoint; layers that are whole stay the same object."""
     if all(len(i) == size for n, p in model.named_parameters() for i, size in zip(index[n], p.shape, strict=True)):
         return model
-    from prunelab.shrink import chain, remove_units
+    from prunelab.chains import chain, remove_units
 
     hidden = [link.name for link in chain(model)[:-1]]
     return remove_units(model, {name: index[f"{name}.weight"][0] for name in hidden}).model

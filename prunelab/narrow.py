@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunelab.chains import ShrinkError, chain, cut, remove_units
 from prunelab.masks import Masks
-from prunelab.shrink import ShrinkError, chain, cut, remove_units
 
 _KEEPS_ZERO = (nn.ReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)
 

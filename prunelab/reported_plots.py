@@ -51,13 +51,14 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
             words.append(_over(ax, rows_, up.scale, look, name))
         for ax in [everything, *own]:
             _fractions(ax, points["fraction"])
+        marks.bound(everything, "y", measure, points[["ours", "reported"]].stack())
         for ax in flat[: len(names) + 1]:
             below = flat.index(ax) + columns
             if below >= len(flat) or not flat[below].get_visible():
                 ax.set_xlabel("fraction of units left")
                 ax.tick_params(labelbottom=True)
         handles, labels = everything.get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 6))
+        picture.legend(handles, labels, loc="outside upper right", ncols=min(len(names), 6))
         picture.alt = " ".join(words)
     return picture
 

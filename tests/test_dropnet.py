@@ -1,5 +1,8 @@
 """DropNet: importance by hand, the published counts, the paper's and the code's way of choosing, the oracle."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,12 +10,14 @@ from torch import nn
 import prunelab
 from prunelab import models, pruners
 from prunelab.errors import PrunelabError
+from prunelab.experiment import run_all
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners.activations import pieces, unit_sums
 from prunelab.pruners.dropnet import DropNet, drop_units
 from prunelab.pruners.oracle import Oracle, losses_without
 from prunelab.pruners.select import unit_masks
-from prunelab.settings import Model, Prune
+from prunelab.results import Store
+from prunelab.settings import Data, Model, Prune, Run, Train
 
 
 def draw(seed=0):
@@ -218,6 +223,17 @@ def test_random_of_the_oracle_figures_takes_the_first_unit_of_each_layer():
     assert len(gone) == 4
 
 
+@pytest.mark.parametrize("variant", ["faithful", "corrected"])
+def test_random_takes_every_unit_equally_often_whatever_its_layer(variant):
+    model = models.build(Model("dropnet_a", (2, 2)), (1, 2, 2), 3, 0)
+    pruner, gone = DropNet("random", variant=variant), torch.zeros(4)
+    for seed in range(400):
+        masks = pruner.masks(model, None, Masks.ones(model), 0.25, draw(seed))
+        gone += torch.cat([~masks[f"hidden_{n}.bias"] for n in (1, 2)])
+    assert gone.sum() == 400
+    assert gone.min() > 70
+
+
 def test_maximum_removes_the_mirror_image():
     x = torch.tensor([[1.0, 3.0]])
     assert prunelab.prune(identity(), "dropnet", 0.5, batches=[x])["0.bias"].tolist() == [False, True]
@@ -320,4 +336,33 @@ def test_the_oracle_takes_models_that_are_no_chains_and_layers_without_units():
     unit_masks(model, units).apply_(model)
     losses = losses_without(model, units, [(x, y)])
     assert losses["hidden_2"].isinf().all()
-    assert losses["hidden_1"][units["hidden_1"]].std() == 0
+    assert len(losses["hidden_1"][units["hidden_1"]].unique()) == 1
+
+
+# ------------------------------------------------------------------------------------------------- rounds of a run
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"scope": "global"}, [12, 10, 8, 7]),
+        ({"scope": "layer"}, [12, 10, 8, 6]),
+        ({"metric": "random", "scope": "layer", "one": True}, [12, 10, 8, 6]),
+        ({"metric": "apoz"}, [12, 10, 8, 7]),
+    ],
+)
+def test_a_run_loses_the_units_of_the_schedule_and_another_draw_can_take_its_masks(tmp_path, options, expected):
+    options = {**options, "variant": "faithful", "allow_empty": True}
+    data, train = Data("digits", train_size=64, test_size=64), Train(epochs=1, batch_size=32, optimiser="sgd", lr=0.1)
+    first = Run(data, Model("dropnet_a", (8, 4)), train, Prune("dropnet", 0.2, 3, recover="rewind", options=options))
+    other = dataclasses.replace(first, seed=20, prune=dataclasses.replace(first.prune, masks_of=first.id))
+    store = Store(tmp_path)
+    results = run_all([first, other], store=store, jobs=1, progress=False)
+    assert not results.failed
+    removals = [store.removals(run.id) for run in (first, other)]
+    for name in removals[0]:
+        if name.startswith("round/hidden"):
+            assert (removals[0][name] == removals[1][name]).all()
+    at = np.concatenate([removals[0][f"round/hidden_{n}.bias"] for n in (1, 2)])
+    assert [int(((at == -1) | (at > r)).sum()) for r in range(4)] == expected
+    assert (removals[0]["round/output.weight"] == -1).all()

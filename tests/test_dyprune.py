@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+from prunelab.chains import chain, live_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
 from prunelab.pruners.during import Moment, Progress
 from prunelab.pruners.dyprune import DyPrune
-from prunelab.shrink import chain, live_units
 
 
 def weight_masks(model):

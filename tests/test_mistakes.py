@@ -53,16 +53,25 @@ def no_network(*_, **__):
     raise urllib.error.URLError("no route to host")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Iris, prepared; the cache of the session is no good here, as other tests may write to it at any moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNELAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        data.prepare("iris")
+        return paths.cache()
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, cache):
     """A user's folder: a file, an empty folder, junk, a notebook, a run; no CUDA, no network, no training."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNELAB_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PRUNELAB_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("PRUNELAB_CACHE", str(cache))
     monkeypatch.delenv("PRUNELAB_DATA", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    data.load("iris")  # prepared now, so that nothing has to be written later
     monkeypatch.setattr(train.Population, "epoch", lambda *_: pytest.fail("an epoch was trained"))
     (tmp_path / "file").write_text("a file")
     (tmp_path / "empty").mkdir()

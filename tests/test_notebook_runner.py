@@ -425,9 +425,11 @@ def test_an_interrupt_leaves_no_file_and_no_kernel(tmp_path, jobs):
         mark = f"import os, time\nopen({str(tmp_path / f'pid{number}')!r}, 'w').write(str(os.getpid()))"
         write(tmp_path / f"{number}.ipynb", f"{mark}\ntime.sleep(60)")
     script = f"""\
+import signal
 from pathlib import Path
 from prunelab.notebook_runner import Job, run_many
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     here = Path({str(tmp_path)!r})
     tasks = [Job(str(n), here / f"{{n}}.ipynb", here / "out" / f"{{n}}.ipynb") for n in range({jobs})]
     run_many(tasks, {jobs})

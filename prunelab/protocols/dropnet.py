@@ -250,6 +250,9 @@ class Study:
 
         rows = [(name, r, n, n / own[0]) for name, own in self.counts.items() for r, n in enumerate(own)]
         table = pd.DataFrame(rows, columns=["strategy", "round", "units_left", "fraction"])
+        # The new draw of a seed is compared with the original of that seed, so it goes by the same number.
+        other = rounds["strategy"] == "randominit"
+        rounds = rounds.assign(seed=rounds["seed"].where(~other, rounds["seed"] - _NEW_DRAW))
         return rounds.merge(table, on=["strategy", "round"], how="left")
 
     def numbers(self, rounds: pd.DataFrame, points: pd.DataFrame) -> dict[str, Any]:
@@ -364,10 +367,10 @@ def dropnet(
         counts = counts if rounds is None else counts[: rounds + 1]
         options = {"scope": scope, "variant": variant, "allow_empty": True}
         if metric == "oracle":
-            prune = Prune("dropnet_oracle", amount, len(counts) - 1, None, "rewind", "", layers, options)
+            prune = Prune("dropnet_oracle", 0.0, len(counts) - 1, None, "rewind", "", layers, options)
         else:
             options |= {"metric": _WORDS[metric], **({"one": True} if one else {})}
-            prune = Prune("dropnet", amount, len(counts) - 1, None, "rewind", "", layers, options)
+            prune = Prune("dropnet", 0.0 if one else amount, len(counts) - 1, None, "rewind", "", layers, options)
         own = [Run(settings, model, train, prune, seed=seed) for seed in range(seeds)]
         if new_draw:
             own = [

@@ -16,7 +16,7 @@ from prunelab.errors import PrunelabError
 # What may stand between a layer and the place where its units are looked at; each treats every unit by itself.
 _POINTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Identity)
 _FOLLOWERS = (*_POINTWISE, _BatchNorm)
-_BUDGET = 1 << 24  # numbers of the largest activation held at a time: 64 MB of float32
+_CACHED, _FREE = 1 << 21, 1 << 26  # numbers of the largest activation at a time: 8 MB on a CPU, else 256 MB
 _MOST = 8192  # samples in one piece
 
 Reduce = Callable[[Tensor, Sequence[int]], Tensor]
@@ -47,14 +47,15 @@ def unit_sums(
         PrunelabError: there are no data.
     """
     inputs = (batch[0] if isinstance(batch, list | tuple) else batch for batch in batches or ())
-    first = next(iter(inputs := iter(inputs)), None)
+    first = next(inputs, None)
     if first is None or not len(first):
         raise PrunelabError("this method looks at activations: give batches=, pairs of inputs and targets")
     totals: dict[str, Tensor] = {}
     samples = 0
     with evaluating(model):
         places, numbers = _places(model, layers, first[:2])
-        for x in pieces(chain([first], inputs), max(min(_BUDGET // numbers, _MOST), 1)):
+        budget = _CACHED if first.device.type == "cpu" else _FREE
+        for x in pieces(chain([first], inputs), max(min(budget // numbers, _MOST), 1)):
             samples += len(x)
             for layer, value in _pass(model, places, x, reduce):
                 totals[layer] = totals[layer] + value if layer in totals else value

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.activations import unit_sums
@@ -39,9 +38,9 @@ class DropNet:
     ``corrected`` is what the paper's text says: exactly the k lowest, ties at random, E of a filter the mean of
     |activation| over samples and positions, APoZ the share of zero positions. ``faithful`` is what the published code
     does: k of the k + 1 lowest (and all that equal them), taken at random within a layer, layer by layer from the
-    input; E of a filter is the mean over samples of |mean of the map|; a map counts as zero for APoZ only if its mean
-    is. With ``one`` (the figures of the oracle) the code takes exactly the lowest, the first of several in the first
-    layer that has one; "random" then shuffles nothing and takes the first unit that is left.
+    input (``random``: any k); E of a filter is the mean over samples of |mean of the map|; a map counts as zero for
+    APoZ only if its mean is. With ``one`` (the figures of the oracle) the code takes exactly the lowest, the first of
+    several in the first layer that has one; "random" then shuffles nothing and takes the first unit that is left.
 
     Attributes:
         metric: What decides.
@@ -85,18 +84,13 @@ class DropNet:
     ) -> Masks:
         """What is left when the lowest scores are gone; the units' biases, and BatchNorm behind them, go with them."""
         there = units_of(current, [f"{layer}.weight" if layer else "weight" for layer in scores])
-        first = self.variant == "faithful" and self.one and self.metric == "random"
-        if first:  # nothing is shuffled: all are candidates alike
+        faithful, random = self.variant == "faithful", self.metric == "random"
+        if faithful and random and self.one:  # nothing is shuffled: all are candidates alike
             scores = {layer: torch.zeros_like(score) for layer, score in scores.items()}
-        after = drop_units(
-            scores,
-            there,
-            0.0 if self.one else amount,
-            generator,
-            scope=self.scope,
-            faithful=self.variant == "faithful",
-            one=self.one,
-        )
+        elif random:  # no threshold, hence no candidates: with them the layers next to the input would lose more
+            faithful = False
+        how = {"scope": self.scope, "faithful": faithful, "one": self.one}
+        after = drop_units(scores, there, 0.0 if self.one else amount, generator, **how)
         return without_units(model, current, there, after, self.allow_empty)
 
     def masks(
@@ -177,21 +171,7 @@ def without_units(
         if not allow_empty and not keep.any() and there[layer].any():
             what = f"layer {layer!r} would lose all {int(there[layer].sum())} units that it has left"
             raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
-    norms = norms_behind(model, list(after))
-    return current & unit_masks(model, {**after, **{norm: after[layer] for layer, norm in norms.items()}})
-
-
-def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
-    """Layer -> the BatchNorm that scales its units: between it and the next weighted layer, by the order of modules."""
-    found: dict[str, str] = {}
-    layer = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            layer = name
-        elif isinstance(module, _BatchNorm) and layer in layers and layer not in found:
-            fits = module.num_features == len(model.get_submodule(layer).weight)
-            found |= {layer: name} if fits else {}
-    return found
+    return current & unit_masks(model, after)
 
 
 def _mean_size(a: Tensor, positions: Sequence[int]) -> Tensor:

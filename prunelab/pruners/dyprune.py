@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from prunelab.chains import ShrinkError, chain, compact, remove_units, whole_index
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.during import Change, Moment, Progress
@@ -21,7 +22,6 @@ from prunelab.pruners.scores import magnitude, random
 from prunelab.pruners.select import amount_to_count, keep_highest
 from prunelab.schedules import Trigger, dyprune_rate
 from prunelab.settings import settings
-from prunelab.shrink import ShrinkError, chain, compact, remove_units, whole_index
 
 _STALE = "stale"  # stands for the layers that the published code forgets to take off its list
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of, prunable
@@ -109,18 +110,33 @@ def units_of(masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
 def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
     """Masks of weight and bias of each layer, in which the rows of the absent units are gone.
 
-    Only the layer itself is masked: where BatchNorm follows, a filter that is gone still gives a constant.
+    Of a BatchNorm behind a layer the scale and the shift go too, so that the unit gives 0 and not the constant that
+    BatchNorm makes of 0: only then can it be removed without a trace.
 
     Args:
         model: The model.
         units: Layer name -> bool, 1-D, True = keep.
     """
     masks = {}
-    for layer, keep in units.items():
+    behind = norms_behind(model, list(units))
+    for layer, keep in {**units, **{norm: units[layer] for layer, norm in behind.items()}}.items():
         for name, parameter in model.get_submodule(layer).named_parameters(recurse=False):
             rows = keep.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
             masks[f"{layer}.{name}" if layer else name] = rows.expand(parameter.shape)
     return Masks(masks)
+
+
+def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
+    """Layer -> the BatchNorm that scales its units: between it and the next weighted layer, by the order of modules."""
+    found: dict[str, str] = {}
+    layer = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layer = name
+        elif isinstance(module, _BatchNorm) and layer in layers and layer not in found:
+            fits = module.num_features == len(model.get_submodule(layer).weight)
+            found |= {layer: name} if fits else {}
+    return found
 
 
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
