@@ -1,0 +1,291 @@
+"""Models that leave: files without pickle, ONNX, sparse weights, and the masks of ``torch.nn.utils.prune``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from prunelab.errors import PrunelabError, nearest
+from prunelab.masks import Masks
+
+# Layers that a file can describe by itself, with what they are built from.
+_KNOWN: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features"),
+    nn.Conv2d: (
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+    ),
+    nn.BatchNorm2d: ("num_features", "eps", "momentum"),
+    nn.BatchNorm1d: ("num_features", "eps", "momentum"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Dropout: ("p",),
+    nn.LeakyReLU: ("negative_slope",),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Identity), ()),
+}  # fmt: skip
+_BY_NAME = {kind.__name__: kind for kind in _KNOWN}
+_FORMAT = "prunelab model 1"
+
+
+class ExportError(PrunelabError):
+    """A model or a file that cannot be brought into the form that was asked for."""
+
+
+def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a model, shrunk or not, as one safetensors file; at no moment is there half a file under that name.
+
+    A chain of common layers (``nn.Sequential``, nested or not) is described in the file, as JSON; any other model has
+    to be given to ``load`` in its dense form, which is then cut to the sizes in the file.
+
+    Args:
+        path: of the file.
+        model: what is written: parameters and buffers.
+        masks: kept beside them; None: none.
+
+    Raises:
+        ExportError: the place cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    tensors = {
+        f"model/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
+    tensors |= {f"mask/{name}": mask.cpu().contiguous() for name, mask in (masks or {}).items()}
+    metadata = {"format": _FORMAT, "architecture": json.dumps(_described(model))}
+    try:
+        save_file(tensors, part, metadata=metadata)
+        part.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        why = "the folder does not exist" if not path.parent.is_dir() else " ".join(str(error).split())
+        raise ExportError(f"{path}: the model cannot be written there ({why}): choose another place") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Masks]:
+    """Read what ``save`` wrote: the model, in evaluation mode, and its masks. Nothing is unpickled.
+
+    Args:
+        path: of the file.
+        into: a model of the same structure, of any width, for models that the file does not describe, such as
+            ``torchvision.models.resnet18()``; it is not changed.
+
+    Raises:
+        ExportError: no such file, not one of ours, or a model that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f"{path}: there is no such file; export.save writes one")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ExportError(f"{path}: not a safetensors file ({' '.join(str(error).split())}): save it again") from None
+    if metadata.get("format") != _FORMAT:
+        raise ExportError(f"{path}: no model of prunelab: its format is {metadata.get('format')!r}, not {_FORMAT!r}")
+    described = json.loads(metadata["architecture"])
+    if into is None and described is None:
+        raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
+    model = copy.deepcopy(into) if into is not None else _built(described)
+    own = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
+    _fill(model, own, path)
+    return model.eval(), Masks({n.removeprefix("mask/"): t for n, t in tensors.items() if n.startswith("mask/")})
+
+
+def _described(model: nn.Module) -> Any:
+    """Name, kind and arguments of each layer; None for a model that is no chain of known ones."""
+    if type(model) is nn.Sequential:
+        parts = [(name, _described(child)) for name, child in model.named_children()]
+        return None if any(part is None for _, part in parts) else {"Sequential": parts}
+    if type(model) not in _KNOWN:
+        return None
+    arguments = {name: getattr(model, name) for name in _KNOWN[type(model)]}
+    if hasattr(model, "bias") and isinstance(model, nn.Linear | nn.Conv2d):
+        arguments["bias"] = model.bias is not None
+    return {type(model).__name__: arguments}
+
+
+def _built(described: Any) -> nn.Module:
+    ((kind, arguments),) = described.items()
+    if kind == "Sequential":
+        made = nn.Sequential()
+        for name, part in arguments:
+            made.add_module(name, _built(part))
+        return made
+    if kind not in _BY_NAME:
+        raise ExportError(
+            f"the file describes a layer {kind!r} that this version does not know: {nearest(kind, _BY_NAME)}"
+        )
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    return _BY_NAME[kind](**lists)
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give every parameter and buffer the values, and the sizes, of the file."""
+    names = set(model.state_dict())
+    if odd := sorted(names ^ set(tensors)):
+        where = "the file" if odd[0] in names else "the model"
+        raise ExportError(f"{path}: {where} has no {odd[0]!r}: it was saved from another model")
+    for name, tensor in tensors.items():
+        place, _, what = name.rpartition(".")
+        layer = model.get_submodule(place)
+        if getattr(layer, what).dim() != tensor.dim():
+            raise ExportError(f"{path}: {name} has {tensor.dim()} axes, the model's has {getattr(layer, what).dim()}")
+        if what in layer._parameters:
+            setattr(layer, what, nn.Parameter(tensor, requires_grad=getattr(layer, what).requires_grad))
+        else:
+            setattr(layer, what, tensor)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = layer.weight.shape
+        elif isinstance(layer, nn.Conv2d):
+            if layer.groups == layer.in_channels == layer.out_channels and layer.weight.shape[1] == 1:
+                layer.groups = len(layer.weight)
+            layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
+        elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d) and layer.running_mean is not None:
+            layer.num_features = len(layer.running_mean)
+
+
+def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: float = 1e-4) -> float:
+    """Write a model as ONNX, batch size free, and check it against onnxruntime.
+
+    Args:
+        model: in any mode; it is exported in evaluation mode.
+        path: of the file.
+        example: a batch of inputs, on the CPU.
+        tolerance: of the outputs, relative to their largest.
+
+    Returns:
+        The largest difference of the outputs, relative to their largest.
+
+    Raises:
+        ExportError: the extra ``export`` is not installed, torch cannot export the model, or the outputs differ.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise ExportError(f"ONNX needs {error.name}: install it with pip install 'prunelab[export]'") from None
+    path = Path(path)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.onnx")
+    plain = copy.deepcopy(model).eval()
+    try:
+        with warnings.catch_warnings():  # of torch's own exporter
+            warnings.simplefilter("ignore")
+            names, free = {"input_names": ["input"], "output_names": ["output"]}, torch.export.Dim("batch", min=1)
+            program = torch.onnx.export(
+                plain, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},), **names
+            )
+            program.save(part)
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+        with torch.no_grad():
+            expected = plain(example)
+        error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+        if not error <= tolerance:
+            raise ExportError(
+                f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
+            )
+        part.replace(path)
+        return error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ExportError(f"{path}: torch cannot export the model: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def from_torch_prune(model: nn.Module) -> Masks:
+    """The masks of ``torch.nn.utils.prune``; the model becomes plain again, its pruned weights 0.
+
+    Raises:
+        ExportError: nothing in the model is pruned that way.
+    """
+    masks = {}
+    for place, layer in model.named_modules():
+        for name in [n.removesuffix("_orig") for n in list(layer._parameters) if n.endswith("_orig")]:
+            masks[f"{place}.{name}" if place else name] = layer._buffers[f"{name}_mask"].bool()
+            torch_prune.remove(layer, name)
+    if not masks:
+        raise ExportError("torch.nn.utils.prune has pruned nothing in this model: there is no parameter called *_orig")
+    return Masks(masks)
+
+
+def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Hand masks over to ``torch.nn.utils.prune``, in place, so that its functions go on from there."""
+    Masks(masks).check(model)
+    for name, mask in masks.items():
+        place, _, what = name.rpartition(".")
+        torch_prune.custom_from_mask(model.get_submodule(place), what, mask)
+
+
+class SparseLinear(nn.Module):
+    """A Linear layer whose weight is stored, and multiplied, as CSR; for inference.
+
+    Args:
+        layer: the dense one; what is 0 in it is left out.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        with warnings.catch_warnings():  # torch calls its sparse tensors a beta
+            warnings.simplefilter("ignore")
+            self.weight = layer.weight.detach().to_sparse_csr()
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, inputs] -> [N, outputs]."""
+        y = (self.weight @ x.t()).t()
+        return y if self.bias is None else y + self.bias
+
+
+def sparse(model: nn.Module, least: float = 0.9) -> nn.Module:
+    """A copy whose Linear layers with at least so many zeros multiply in CSR; ``csr_speed`` says from where it pays."""
+    made = copy.deepcopy(model)
+    for place, layer in list(made.named_modules()):
+        if isinstance(layer, nn.Linear) and float((layer.weight == 0).double().mean()) >= least:
+            if not place:
+                return SparseLinear(layer)
+            parent, _, name = place.rpartition(".")
+            setattr(made.get_submodule(parent), name, SparseLinear(layer))
+    return made
+
+
+def csr_speed(
+    outputs: int,
+    inputs: int,
+    batch: int,
+    sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98),
+    repeats: int = 15,
+) -> Any:
+    """How much faster CSR multiplies than the dense layer, measured on this machine, in turns.
+
+    Returns:
+        A DataFrame: sparsity, dense and csr (median seconds), speedup.
+    """
+    import pandas as pd
+
+    from prunelab.report import latencies
+
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for sparsity in sparsities:
+        layer = nn.Linear(inputs, outputs)
+        with torch.no_grad():
+            layer.weight *= torch.rand(outputs, inputs, generator=draw) >= sparsity
+        times = latencies({"dense": layer, "csr": SparseLinear(layer)}, torch.randn(batch, inputs), repeats)
+        dense, csr = (sorted(times[name])[repeats // 2] for name in ("dense", "csr"))
+        rows.append({"sparsity": sparsity, "dense": dense, "csr": csr, "speedup": dense / csr})
+    return pd.DataFrame(rows)

@@ -1,0 +1,151 @@
+"""Models that leave and come back: same outputs, no pickle, nothing half-written, one line for every mistake."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from prunelab import models
+from prunelab.export import (
+    ExportError,
+    SparseLinear,
+    csr_speed,
+    from_torch_prune,
+    load,
+    save,
+    sparse,
+    to_onnx,
+    to_torch_prune,
+)
+from prunelab.masks import Masks
+from prunelab.pruners import prune
+from prunelab.settings import Model
+from prunelab.shrink import shrink
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.LeakyReLU(0.2)), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+
+
+X = torch.randn(5, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["lenet_5", "dropnet_b", "mlp"])
+def test_a_chain_comes_back_from_its_file_alone(tmp_path, name):
+    x = torch.randn(3, 1, 28, 28)
+    model = models.build(Model(name, () if name == "lenet_5" else (6, 5)), (1, 28, 28), 10, 0)
+    masks = prune(model, "l1_filter" if name != "mlp" else "l1_neuron", 0.5)
+    small = shrink(model, masks).eval()
+    again, kept = load(save(tmp_path / "net.safetensors", small, masks))
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+    assert kept == masks
+    assert list(tmp_path.iterdir()) == [tmp_path / "net.safetensors"]
+
+
+def test_nested_chains_with_normalisation_and_groups_come_back(tmp_path):
+    model = small_net().eval()
+    again, kept = load(save(tmp_path / "net", model))
+    with torch.no_grad():
+        assert torch.equal(again(X), model(X))
+    assert len(kept) == 0
+
+
+def test_any_other_model_is_cut_to_the_sizes_of_the_file(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU()), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    model = Own().eval()
+    small = shrink(model, prune(model, "l1_neuron", 0.5), X)
+    place = save(tmp_path / "own", small)
+    with pytest.raises(ExportError, match="does not describe its model: give one, load"):
+        load(place)
+    dense = Own()
+    again, _ = load(place, into=dense)
+    with torch.no_grad():
+        assert torch.equal(again(X), small(X))
+    assert dense.head.in_features == 8
+    assert again.head.in_features == 4
+    with pytest.raises(ExportError, match="it was saved from another model"):
+        load(place, into=small_net())
+
+
+def test_files_that_are_none_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ExportError, match="there is no such file"):
+        load(tmp_path / "nothing")
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(ExportError, match="not a safetensors file"):
+        load(tmp_path / "junk")
+    Masks({"a": torch.ones(2)}).save(tmp_path / "masks")
+    with pytest.raises(ExportError, match="no model of prunelab"):
+        load(tmp_path / "masks")
+    with pytest.raises(ExportError, match="the folder does not exist"):
+        save(tmp_path / "no" / "net", small_net())
+
+
+def test_onnx_gives_the_same_outputs_for_any_batch(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = small_net().eval()
+    assert to_onnx(model, tmp_path / "net.onnx", X) < 1e-5
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": X[:2].numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(X[:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_shrunk_torchvision_model_runs_in_onnxruntime(tmp_path, name):
+    pytest.importorskip("onnxscript")
+    torchvision = pytest.importorskip("torchvision")
+    model, x = getattr(torchvision.models, name)().eval(), torch.randn(2, 3, 64, 64)
+    small = shrink(model, prune(model, "l1_filter", 0.5, scope="layer"), x)
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
+    assert to_onnx(small, tmp_path / "net.onnx", x) < 1e-4
+
+
+def test_masks_of_torch_come_in_and_go_out():
+    model = small_net()
+    torch_prune.l1_unstructured(model[6], "weight", amount=0.5)
+    torch_prune.ln_structured(model[0], "weight", amount=2, n=1, dim=0)
+    expected = {"0.weight": model[0].weight_mask.bool(), "6.weight": model[6].weight_mask.bool()}
+    masks = from_torch_prune(model)
+    assert masks == Masks(expected)
+    assert not [name for name, _ in model.named_parameters() if name.endswith("_orig")]
+    assert not model[6].weight[~masks["6.weight"]].any()
+    to_torch_prune(model, masks)
+    assert torch.equal(model[6].weight_mask.bool(), masks["6.weight"])
+    torch_prune.l1_unstructured(model[6], "weight", amount=0.5)
+    assert int(from_torch_prune(model)["6.weight"].sum()) == 18
+    with pytest.raises(ExportError, match="has pruned nothing"):
+        from_torch_prune(model)
+
+
+def test_sparse_layers_compute_the_same():
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4))
+    prune(model, "magnitude", 0.95, layers=["0"]).apply_(model)
+    whole = copy.deepcopy(model)
+    lighter = sparse(model, 0.9)
+    assert isinstance(lighter[0], SparseLinear)
+    assert isinstance(lighter[2], nn.Linear)
+    x = torch.randn(3, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(lighter(x), whole(x))
+
+
+def test_the_speed_of_sparse_layers_is_measured_at_every_sparsity():
+    found = csr_speed(20, 30, 4, (0.5, 0.9), repeats=3)
+    assert found["sparsity"].tolist() == [0.5, 0.9]
+    assert (found["speedup"] == found["dense"] / found["csr"]).all()

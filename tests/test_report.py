@@ -1,0 +1,78 @@
+"""Reports: counts by hand, measured in turns, tables that can be read, and one line for what cannot be measured."""
+
+import pytest
+import torch
+from torch import nn
+
+from prunelab.errors import PrunelabError
+from prunelab.models import mlp
+from prunelab.pruners import prune
+from prunelab.report import latencies, report
+from prunelab.shrink import shrink
+
+
+def two():
+    model = mlp(6, 4, 2)
+    masks = prune(model, "l1_neuron", 0.5)
+    return model, masks, shrink(model, masks)
+
+
+def test_counts_are_those_of_the_two_models():
+    model, _, small = two()
+    found = report(model, small, torch.randn(8, 6), requested=0.5, repeats=3)
+    dense, less = found.sides["dense"], found.sides["small"]
+    assert (dense.parameters, less.parameters) == (6 * 4 + 4 + 4 * 2 + 2, 6 * 2 + 2 + 2 * 2 + 2)
+    assert (dense.macs, less.macs) == (6 * 4 + 4 * 2, 6 * 2 + 2 * 2)
+    assert (dense.activation_bytes, less.activation_bytes) == (4 * (4 + 2), 4 * (2 + 2))
+    assert found.achieved == pytest.approx(0.5)
+    assert dense.energy == pytest.approx(1e-12 * (4.6 * 32 + 640 * dense.nonzero))
+    assert dense.latency_low <= dense.latency <= dense.latency_high
+
+
+def test_a_sparse_file_counts_values_and_places():
+    model = nn.Sequential(nn.Linear(100, 10, bias=False))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[0, :5] = 1
+    side = report(model, model, torch.randn(2, 100), repeats=3).sides["dense"]
+    assert side.bytes_sparse == 5 * (4 + 4) + 4 * 11
+    assert side.bytes_dense > 4000
+    assert side.effective_macs == 5
+
+
+def test_the_table_says_how_it_was_measured():
+    model, _, small = two()
+    found = report(model, {"small": small, "same": model}, torch.randn(8, 6), requested=0.5, repeats=3)
+    text = str(found)
+    assert "batch 8" in text
+    assert "median of 3 interleaved repeats; sparsity requested 0.5, achieved 0.5" in text
+    assert text.splitlines()[0].split() == ["dense", "small", "of", "dense", "same", "of", "dense"]
+    assert "<table" in found._repr_html_()
+    assert list(found.frame().index) == ["dense", "small", "same"]
+
+
+def test_models_are_timed_in_turns_and_left_in_their_mode():
+    order = []
+
+    class Noted(nn.Identity):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, x):
+            order.append(self.name)
+            return x
+
+    a, b = Noted("a").train(), Noted("b").eval()
+    times = latencies({"a": a, "b": b}, torch.randn(1), 3)
+    assert order == ["a", "b"] * 4
+    assert [len(own) for own in times.values()] == [3, 3]
+    assert (a.training, b.training) == (True, False)
+
+
+def test_an_example_that_does_not_fit_is_named():
+    model, _, small = two()
+    with pytest.raises(PrunelabError, match="model 'dense' does not take the example of shape"):
+        report(model, small, torch.randn(8, 7), repeats=3)
+    with pytest.raises(PrunelabError, match="repeats = 1"):
+        report(model, small, torch.randn(8, 6), repeats=1)
