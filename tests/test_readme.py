@@ -22,18 +22,19 @@ def test_the_code_runs(block):
     def train(model, optimizer):
         for _ in range(3):
             optimizer.zero_grad()
-            model(torch.rand(8, 6)).square().mean().backward()
+            model(torch.rand(8, 2, 4, 4)).square().mean().backward()
             optimizer.step()
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    names = {"model": model, "train": train, "optimizer": torch.optim.Adam(model.parameters())}
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    example = torch.rand(5, 2, 4, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    names = {"model": model, "train": train, "optimizer": optimizer, "example": example}
     code = PYTHON[block][1].replace("run_all(study)", "run_all(study, jobs=1, progress=False)")
     exec(compile(code, PYTHON[block][0], "exec"), names)
     if "small" in names:
-        x = torch.rand(5, 6)
-        torch.testing.assert_close(names["small"](x), model(x))
-        assert names["small"][0].out_features == 4
+        torch.testing.assert_close(names["small"].eval()(example), model.eval()(example))
+        assert names["small"][0].out_channels == 4
     if "results" in names:
         assert len(names["results"].last) == 6
     if "LargestGo" in names:
