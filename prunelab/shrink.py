@@ -275,8 +275,12 @@ class _Survey:
 
     # -- backward -----------------------------------------------------------------------------------------------------
 
-    def needed(self) -> tuple[Tensor, dict[int, str]]:
-        """Per number whether its unit stays (bool), and for units that are dead and stay, why."""
+    def needed(self, fold: bool = True) -> tuple[Tensor, dict[int, str]]:
+        """Per number whether its unit stays (bool), and for units that are dead and stay, why.
+
+        Args:
+            fold: whether a constant that is read can be folded; False: only what gives 0, or is not read, can go.
+        """
         root = self.sets.roots(torch.arange(len(self.sets.parent)))
         stays = torch.zeros(len(root), dtype=torch.bool)
         for number in self.fixed:
@@ -290,7 +294,9 @@ class _Survey:
                 rows = stays[root[self.values[node.name].ids]]
                 wanted, varies = self.read[node.name][rows].any(0), value.constant.isnan()
                 has_bias = self.takes_constant(node) is not None
-                folds = (value.constant == 0) | (has_bias & ~torch.tensor(node.kind == "conv" and _padded(node.module)))
+                folds = (value.constant == 0) | (
+                    fold & has_bias & ~torch.tensor(node.kind == "conv" and _padded(node.module))
+                )
                 stays[root[value.ids[wanted & varies]]] = True
                 for number in value.ids[wanted & ~varies & ~folds].tolist():
                     if not stays[root[number]]:
@@ -404,6 +410,33 @@ def remove_dead(model: nn.Module, masks: Mapping[str, Tensor] | None, example: T
     result = Cut(small, index, units, stayed)
     _check(model, masks, small, example)
     return result
+
+
+@torch.no_grad()
+def unread_units(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> Masks:
+    """Masks without the units that nothing on the way to the output reads, or that always give 0.
+
+    Args:
+        model: any module that can be traced.
+        masks: what is pruned so far.
+        example: a batch of inputs.
+
+    Returns:
+        Masks of weight and bias of every weighted layer with such units, of a BatchNorm behind it too.
+    """
+    graph = trace(model, example)
+    survey = _Survey(model, masks, graph)
+    stays, _ = survey.needed(fold=False)
+    found = {}
+    for node in graph:
+        if node.kind not in ("linear", "conv", "batchnorm") or node.name not in survey.values:
+            continue
+        keep = stays[survey.values[node.name].ids]
+        if not bool(keep.all()):
+            for name, parameter in node.module.named_parameters(recurse=False):
+                rows = keep.to(parameter.device).view(-1, *[1] * (parameter.dim() - 1)).expand(parameter.shape)
+                found[f"{node.module_name}.{name}"] = rows
+    return Masks(found)
 
 
 def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Cut) -> torch.optim.Optimizer:

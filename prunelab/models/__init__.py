@@ -19,6 +19,8 @@ from prunelab.models.dropnet_vgg import dropnet_vgg19
 from prunelab.models.initialisation import initialise
 from prunelab.models.lenet import lenet_5, lenet_300_100
 from prunelab.models.mlp import mlp, perceptron
+from prunelab.models.resnet import resnet
+from prunelab.models.vgg import vgg11, vgg13, vgg16, vgg19, vgg_like
 
 __all__ = ["MODELS", "Architecture", "build", "initialise", "layer_widths", "mlp"]
 
@@ -39,6 +41,12 @@ MODELS = {
     "dropnet_a": Architecture(perceptron, (40, 40)),
     "dropnet_b": Architecture(dropnet_b, (64, 64)),
     "dropnet_c": Architecture(dropnet_c, (64, 64, 128, 128)),
+    "vgg_like": Architecture(vgg_like, (64, 128, 256, 512, 512, 512)),
+    "vgg11": Architecture(vgg11, (64, 128, 256, 512, 512, 512)),
+    "vgg13": Architecture(vgg13, (64, 128, 256, 512, 512, 512)),
+    "vgg16": Architecture(vgg16, (64, 128, 256, 512, 512, 512)),
+    "vgg19": Architecture(vgg19, (64, 128, 256, 512, 512, 512)),
+    **{f"resnet{depth}": Architecture(resnet(depth), (16, 32, 64)) for depth in (20, 32, 44, 56, 110)},
     "dropnet_resnet18": Architecture(dropnet_resnet18, (64, 128, 256, 512)),
     "dropnet_vgg19": Architecture(dropnet_vgg19, (64, 128, 256, 512, 512, 256)),
 }

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from prunelab.protocols.dropnet import dropnet
 from prunelab.protocols.dyprune import ALSO_RISING, UNPRUNED, dyprune, dyprune_strategies
+from prunelab.protocols.nnrelief import nnrelief
 
-__all__ = ["ALSO_RISING", "UNPRUNED", "dropnet", "dyprune", "dyprune_strategies"]
+__all__ = ["ALSO_RISING", "UNPRUNED", "dropnet", "dyprune", "dyprune_strategies", "nnrelief"]

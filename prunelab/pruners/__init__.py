@@ -20,6 +20,7 @@ from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.dropnet import DropNet
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.pruners.magnitude import Magnitude
+from prunelab.pruners.nnrelief import NNrelief
 from prunelab.pruners.none import Dense
 from prunelab.pruners.oracle import Oracle
 from prunelab.pruners.random import Random
@@ -79,7 +80,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropnet": Method(DropNet),
         "dropnet_oracle": Method(Oracle),
         "apoz": Method(DropNet, {"metric": "apoz"}),
-        # (nnrelief goes here)
+        "nnrelief": Method(NNrelief),
         # controls and plain methods
         "none": Method(Dense),
         "random": Method(Random),
