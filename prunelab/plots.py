@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from prunelab import marks
 from prunelab.errors import PrunelabError
 from prunelab.gallery import provenance, save, saved
+from prunelab.layer_plots import layers_over_rounds
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
 from prunelab.reported_plots import beside_reported
@@ -34,6 +35,7 @@ __all__ = [
     "beside_reported",
     "curve",
     "epoch_seconds",
+    "layers_over_rounds",
     "provenance",
     "rate_curve",
     "save",

@@ -140,3 +140,37 @@ def loss_at(ours: pd.DataFrame, strategy: str, fraction: float, y: str) -> Inter
         at, level = group["fraction"].to_numpy(), group[y].to_numpy()
         found[seed] = float(level[-1] - np.interp(fraction, at, level)) if at[0] <= fraction else float("nan")
     return stats.mean_interval(found.values())
+
+
+def mnist_comparison(network: str) -> pd.DataFrame:
+    """What other methods reach on MNIST: test error in per cent and compression, as one of their papers tabulates them.
+
+    Args:
+        network: ``lenet_300_100`` or ``lenet_5``.
+
+    Returns:
+        method, test_error, compression, source. None of the rows is NNrelief's own: those could not be read.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(paths.PACKAGE / "reported" / "mnist_comparison.csv")
+    if network not in set(table["network"]):
+        raise PrunelabError(f"no comparison rows of {network!r}: {nearest(network, sorted(set(table['network'])))}")
+    return table[table["network"] == network].drop(columns="network").reset_index(drop=True)
+
+
+def more_compression(rounds: pd.DataFrame, first: str, second: str) -> Interval:
+    """By how much more one strategy has compressed at its last round than another: log of the ratio, paired by seed.
+
+    Args:
+        rounds: one row per run and round: strategy, seed, round, compression_ratio.
+        first: a strategy.
+        second: another.
+    """
+    import numpy as np
+
+    from prunelab import stats
+
+    last = rounds.loc[rounds.groupby(["strategy", "seed"])["round"].idxmax()].set_index(["strategy", "seed"])
+    size = np.log(last["compression_ratio"])
+    return stats.paired_difference(size[first], size[second])

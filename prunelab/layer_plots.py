@@ -1,0 +1,60 @@
+"""Pictures of the layers of a network over the rounds of a pruning."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+from prunelab import marks
+from prunelab.pictures import Picture, Shown, canvas
+from prunelab.quantities import need, short
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from typing_extensions import Unpack
+
+_MOST_NUMBERS = 180  # cells up to which each shows its number
+
+
+def layers_over_rounds(rounds: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
+    """A heat map: hidden layers from input to output, rounds from left to right, units left as number and shade.
+
+    Args:
+        rounds: one row per run and round: round, units_by_layer (a list, or one as JSON); means over the runs.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing, or no row.
+    """
+    need(rounds, ["round", "units_by_layer", "id"], "plots.layers_over_rounds")
+    counts = {r: np.mean([_listed(v) for v in own], axis=0) for r, own in rounds.groupby("round")["units_by_layer"]}
+    numbers = np.stack([counts[r] for r in sorted(counts)], axis=1)  # [layers, rounds]
+    shares = numbers / numbers[:, :1].clip(min=1)
+    layers, columns = shares.shape
+    size = (2.2 + 0.42 * max(columns, 8), 1.6 + 0.34 * max(layers, 3))
+    n = rounds.groupby("round")["id"].nunique()
+    counted = {"n": f"{marks.spell(n)} seed{'s' if n.max() > 1 else ''}", "interval": ""}
+    with canvas(**{"size": size, **shown}, counted=counted) as (picture, axes):
+        ax = axes[0, 0]
+        image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        if shares.size <= _MOST_NUMBERS:
+            for (row, column), share in np.ndenumerate(shares):
+                ink = "#111827" if share > 0.55 else "#f9fafb"
+                label = short(float(numbers[row, column]))
+                ax.text(column, row, label, ha="center", va="center", color=ink, fontsize=7)
+        ax.set_xticks(range(columns), [str(r) for r in sorted(counts)])
+        ax.set_yticks(range(layers), [f"layer {i + 1} ({numbers[i, 0]:.0f})" for i in range(layers)])
+        ax.set_xlabel("round")
+        ax.grid(visible=False)
+        bar = picture.colorbar(image, ax=ax, shrink=0.9)
+        bar.set_label("share of the units left", color=mpl.rcParams["text.color"])
+        ends = ", ".join(f"layer {i + 1} from {numbers[i, 0]:.0f} to {numbers[i, -1]:.4g}" for i in range(layers))
+        picture.alt = f"Units left in each layer over {columns} rounds: {ends}."
+    return picture
+
+
+def _listed(value: Any) -> list[float]:
+    return [float(v) for v in (json.loads(value) if isinstance(value, str) else value)]
