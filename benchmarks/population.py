@@ -90,6 +90,7 @@ def main() -> None:
             found["results"]["prunelab, in lockstep"]["ratio"],
             "x",
             at_least=6,
+            quickest=timing.quickest(found["results"], "prunelab, in lockstep"),
         )
         for name, found in cases.items()
         if name.startswith("A")  # the network that the goal was set for

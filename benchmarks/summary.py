@@ -19,9 +19,9 @@ How fast, against what. This file is written by `python benchmarks/summary.py` f
 
 Rivals take turns in one process, so that a machine that is busy with something else slows them all. Times are medians
 over the turns; a ratio is the median of the ratios within each turn, above 1 is faster. A goal that was missed is
-marked ✗ and stays in the table; ? where it lies between the quartiles of the turns, which stand in brackets. Load is
-that of the machine when the benchmark ended, with everything else that ran on it: far above the number of threads it
-costs most whoever uses several of them.
+marked ✗ and stays in the table; ? where it lies between the quartiles of the turns, which stand in brackets. "Quickest"
+is the same number from the quickest turn of each rival: others on the machine only add time. Load is that of the
+machine when the benchmark ended; near the number of its cores it costs most whoever uses several threads.
 
 ```
 PRUNELAB_DATA=/path/to/datasets python benchmarks/epoch.py --threads 2      # each has --repeats and says what it does
@@ -46,7 +46,7 @@ def text() -> str:
     """
     found = results()
     rows = [_claim(name, claim, values) for name, values in found.items() for claim in values.get("claims", [])]
-    claims = _table(("benchmark", "claim", "measured", "goal", "", "machine", "date"), "lllllll", rows)
+    claims = _table(("benchmark", "claim", "measured", "quickest", "goal", "", "machine", "date"), "llllllll", rows)
     return HEAD + claims + "".join(_section(name, values) for name, values in found.items())
 
 
@@ -59,6 +59,7 @@ def _claim(name: str, claim: dict[str, Any], values: dict[str, Any]) -> tuple[st
         f"[{name}]({name}.py)",
         claim["text"],
         f"{claim['value']:.3g}{unit}{spread}",
+        f"{claim['quickest']:.3g}{unit}" if "quickest" in claim else "",
         f"{claim['goal']}{unit}",
         {True: "✓", False: "✗", None: "?"}[claim["met"]],
         f"{place}, load {machine['load']:g}, torch {machine['torch']}",

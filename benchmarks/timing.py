@@ -80,6 +80,7 @@ def claim(
     at_least: float | None = None,
     at_most: float | None = None,
     spread: tuple[float, float] | None = None,
+    quickest: float | None = None,
 ) -> dict[str, Any]:
     """What a benchmark says in one number, with the goal that was set for it, for the table in ``README.md``.
 
@@ -91,6 +92,7 @@ def claim(
         at_most: The goal, from above; None: see ``at_least``.
         spread: The lower and the upper quartile of the turns, where the noise is as large as the number: a goal that
             lies between them is neither met nor missed.
+        quickest: The same number from the quickest turn of each, which others on the machine disturbed least.
 
     Returns:
         Text, value, unit, goal in words, and met: None where it is not decided.
@@ -101,7 +103,13 @@ def claim(
         goal, inside = f"at most {at_most:g}", [number <= at_most for number in spread or (value,)]
     met = inside[0] if len(set(inside)) == 1 else None
     found = {"text": text, "value": round(value, 2), "unit": unit, "goal": goal, "met": met}
-    return found | ({"spread": list(spread)} if spread else {})
+    found |= {"spread": list(spread)} if spread else {}
+    return found | ({} if quickest is None else {"quickest": round(quickest, 2)})
+
+
+def quickest(results: Mapping[str, Mapping[str, Any]], rival: str, against: str | None = None) -> float:
+    """How many times as fast ``rival`` is as ``against`` (None: the first), in the quickest turn of each."""
+    return results[against or next(iter(results))]["lowest"] / results[rival]["lowest"]
 
 
 def shares(work: Callable[[], Any]) -> dict[str, float]:

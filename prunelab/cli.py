@@ -21,7 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+try:
+    import tyro
+except ImportError:  # a machine that only trains has no need of it
+    sys.exit("prunelab: the command line needs tyro: install it with pip install 'prunelab[lab]'")
 
 from prunelab import __version__, paths
 from prunelab.errors import PrunelabError, nearest

@@ -118,6 +118,10 @@ def run_all(
     """
     named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
     runs = list({run.id: run for run in (itertools.chain(*named.values()) if named else runs)}.values())
+    if not runs:
+        raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")
+    if jobs is not None and jobs < 1:
+        raise PrunelabError(f"jobs = {jobs}: should be 1 or more; None: one for each core")
     store = store or Store()
     where = _device(device)
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
@@ -159,7 +163,7 @@ def check(runs: Iterable[Run]) -> None:
             continue
         checked.add(key)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
-        pruners.start(model, pruner, run.prune.layers)
+        pruners.first_masks(model, pruner, run.prune.layers)
         if isinstance(pruner, DuringTraining):
             pruner.check(model)
 
@@ -299,7 +303,7 @@ class _Active:
         self._counted: tuple[int, dict[str, int]] = -1, {}
         self.validation: Evaluation | None = None
         self.test: Evaluation | None = None
-        dense_masks = pruners.start(self.dense, self.pruner, run.prune.layers)
+        dense_masks = pruners.first_masks(self.dense, self.pruner, run.prune.layers)
         self.weights_total = dense_masks.weights.total
         self.removals = Removals.start(dense_masks)
         order = generator(run.seed, "order")
@@ -452,6 +456,8 @@ class _Active:
         amount, pruner = self.run.prune.amount, self.pruner
         if self.run.prune.masks_of:
             return None, current & self._followed()
+        if getattr(pruner, "needs_start", False):
+            pruner = pruner.since(dict(self._fresh(self.run.seed).named_parameters()))
         if not isinstance(pruner, pruners.Ranking):
             return None, pruner.masks(model, self._batches(), current, amount, self.choice)
         scores = pruner.scores(model, self._batches(), current, self.choice)

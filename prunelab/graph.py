@@ -16,7 +16,6 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from prunelab.errors import PrunelabError
 
@@ -25,25 +24,32 @@ Kind = Literal[
     "slice", "pad", "constant", "output", "opaque",
 ]  # fmt: skip
 _ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid,
-    nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Identity, nn.Dropout, nn.Dropout2d,
 )  # fmt: skip
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLS = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+)  # fmt: skip
+_PADS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ConstantPad3d)
 _FUNCTIONS: Mapping[Any, Kind] = {
-    **dict.fromkeys((F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.leaky_relu, F.elu), "elementwise"),
-    **dict.fromkeys((F.hardswish, F.hardsigmoid, torch.sigmoid, F.sigmoid), "elementwise"),
-    **dict.fromkeys((torch.tanh, F.tanh, F.dropout), "elementwise"),
+    **dict.fromkeys((F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.leaky_relu, F.elu, F.selu, F.mish), "elementwise"),
+    **dict.fromkeys((F.hardswish, F.hardsigmoid, F.hardtanh, torch.sigmoid, F.sigmoid, F.softplus), "elementwise"),
+    **dict.fromkeys((torch.tanh, F.tanh, F.dropout, torch.clamp, operator.neg, torch.abs), "elementwise"),
     **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d), "pool"),
-    **dict.fromkeys((torch.max_pool2d, torch._C._nn.avg_pool2d), "pool"),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), "add"),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), "mul"),
-    torch.cat: "cat", torch.concat: "cat", torch.flatten: "flatten", torch.permute: "permute", torch.mean: "mean",
+    **dict.fromkeys((torch.max_pool2d, torch._C._nn.avg_pool2d, F.interpolate), "pool"),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub), "add"),
+    **dict.fromkeys((torch.maximum, torch.minimum), "add"),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, operator.truediv, torch.div), "mul"),
+    **dict.fromkeys((torch.flatten, torch.reshape), "flatten"), **dict.fromkeys((torch.cat, torch.concat), "cat"),
+    **dict.fromkeys((torch.permute, torch.transpose), "permute"), torch.mean: "mean",
     operator.getitem: "slice", F.pad: "pad",
 }  # fmt: skip
 _METHODS: Mapping[str, Kind] = {
-    "relu": "elementwise", "relu_": "elementwise", "sigmoid": "elementwise", "tanh": "elementwise",
-    "contiguous": "elementwise", "clone": "elementwise", "flatten": "flatten", "view": "flatten", "reshape": "flatten",
-    "permute": "permute", "mean": "mean", "add": "add", "add_": "add", "mul": "mul", "mul_": "mul",
+    **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous", "clone", "abs", "neg"), "elementwise"),
+    **dict.fromkeys(("flatten", "view", "reshape"), "flatten"), **dict.fromkeys(("permute", "transpose"), "permute"),
+    **dict.fromkeys(("add", "add_", "sub", "sub_"), "add"), **dict.fromkeys(("mul", "mul_", "div"), "mul"),
+    "mean": "mean",
 }  # fmt: skip
 _IN_EVAL_NOTHING = ("stochastic_depth",)
 
@@ -66,6 +72,7 @@ class Node:
         target: what is called, for messages.
         args: of the call, with nodes as their names.
         kwargs: likewise.
+        call: the function, where it is one.
     """
 
     name: str
@@ -101,9 +108,43 @@ class Graph:
         """The Linear and Conv2d layers."""
         return [node for node in self if node.kind in ("linear", "conv")]
 
+    def producers(self, name: str) -> list[Node]:
+        """The nodes whose values a node reads."""
+        return [self.nodes[source] for source in self.nodes[name].inputs]
+
     def consumers(self, name: str) -> list[Node]:
         """The nodes that read a value."""
         return [node for node in self if name in node.inputs]
+
+
+class _Shapes(torch.fx.Interpreter):
+    """Runs a graph once and notes the shape of every value; what has none, or several, gets none."""
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        made = super().run_node(n)
+        n.meta["shape"] = tuple(made.shape) if isinstance(made, Tensor) else None
+        n.meta["numbers"] = isinstance(made, int | float | bool | torch.Size | torch.dtype | torch.device | None)
+        return made
+
+
+def traced(model: nn.Module) -> torch.fx.GraphModule:
+    """The model in evaluation mode as a ``torch.fx.GraphModule`` that shares its layers; the model is not changed.
+
+    Raises:
+        GraphError: it cannot be traced.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return torch.fx.symbolic_trace(model)
+    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises when it meets a proxy
+        raise GraphError(
+            f"{type(model).__name__} cannot be traced ({_line(error)}): its forward should not branch on values; "
+            "wrap the part that does in a module of its own and leave it out"
+        ) from None
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def trace(model: nn.Module, example: Tensor) -> Graph:
@@ -116,23 +157,11 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     Raises:
         GraphError: the model cannot be traced, or does not take the example.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+    whole = traced(model)
+    was = {module: module.training for module in whole.modules()}
     try:
-        traced = torch.fx.symbolic_trace(model)
-    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises when it meets a proxy
-        raise GraphError(
-            f"{type(model).__name__} cannot be traced ({_line(error)}): its forward should not branch on values; "
-            "wrap the part that does in a module of its own and leave it out"
-        ) from None
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    was = {module: module.training for module in traced.modules()}
-    try:
-        traced.eval()
         with torch.no_grad():
-            ShapeProp(traced).propagate(example)
+            _Shapes(whole.eval()).run(example)
     except Exception as error:  # noqa: BLE001 - likewise
         raise GraphError(
             f"{type(model).__name__} takes no input of shape {tuple(example.shape)}: {_line(error)}"
@@ -140,38 +169,33 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     finally:
         for module, mode in was.items():
             module.training = mode
-    modules = dict(model.named_modules())
-    return Graph({node.name: _node(node, modules) for node in traced.graph.nodes})
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return Graph({node.name: _node(node, modules) for node in whole.graph.nodes})
 
 
 def _node(node: torch.fx.Node, modules: Mapping[str, nn.Module]) -> Node:
-    meta = node.meta.get("tensor_meta")
-    shape = tuple(meta.shape) if hasattr(meta, "shape") else ()
     module = modules.get(str(node.target)) if node.op == "call_module" else None
-    names = {
-        "args": torch.fx.map_arg(node.args, lambda n: n.name),
-        "kwargs": torch.fx.map_arg(node.kwargs, lambda n: n.name),
-    }
-    what = getattr(node.target, "__name__", str(node.target))
     return Node(
         node.name,
-        _kind(node, module, shape),
+        _kind(node, module),
         tuple(n.name for n in node.all_input_nodes),
-        shape,
+        node.meta["shape"] or (),
         str(node.target) if module is not None else "",
         module,
-        what,
-        tuple(names["args"]),
-        dict(names["kwargs"]),
+        getattr(node.target, "__name__", str(node.target)),
+        tuple(torch.fx.map_arg(node.args, lambda n: n.name)),
+        dict(torch.fx.map_arg(node.kwargs, lambda n: n.name)),
         node.target if node.op == "call_function" else None,
     )
 
 
-def _kind(node: torch.fx.Node, module: nn.Module | None, shape: tuple[int, ...]) -> Kind:
+def _kind(node: torch.fx.Node, module: nn.Module | None) -> Kind:
     if node.op in ("placeholder", "output"):
         return "input" if node.op == "placeholder" else "output"
-    if node.op == "get_attr" or not shape:
-        return "constant"
+    if node.op == "get_attr" or node.meta["numbers"]:  # a size, say, which no value of a channel can change
+        return "constant" if node.target != "item" else "opaque"
+    if len(node.meta["shape"] or ()) < 2:
+        return "opaque"
     if module is not None:
         return _module_kind(module)
     if node.op == "call_method":
@@ -180,33 +204,27 @@ def _kind(node: torch.fx.Node, module: nn.Module | None, shape: tuple[int, ...])
         kind = _FUNCTIONS.get(node.target, "opaque")
         if getattr(node.target, "__name__", "") in _IN_EVAL_NOTHING:
             kind = "elementwise"
-    if kind == "flatten" and not _flattens(node, shape):
+    if (kind == "flatten" and not _flattens(node)) or (kind == "slice" and not _spatial(node)):
         return "opaque"
-    if kind == "slice" and not _spatial(node):
-        return "opaque"
+    if kind in ("add", "mul") and len(node.all_input_nodes) == 1:  # x + 1
+        return "elementwise"
     return kind
 
 
 def _module_kind(module: nn.Module) -> Kind:
     table: list[tuple[Any, Kind]] = [
         (nn.Linear, "linear"), (nn.Conv2d, "conv"), ((nn.BatchNorm1d, nn.BatchNorm2d), "batchnorm"),
-        (_ACTIVATIONS, "elementwise"), (_POOLS, "pool"), (nn.Flatten, "flatten"),
+        (_ACTIVATIONS, "elementwise"), (_POOLS, "pool"), (_PADS, "pad"), (nn.Flatten, "flatten"),
     ]  # fmt: skip
-    for kinds, name in table:
-        if isinstance(module, kinds):
-            return name
-    return "opaque"
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return "elementwise"
+    return next((name for kinds, name in table if isinstance(module, kinds)), "opaque")
 
 
-def _flattens(node: torch.fx.Node, shape: tuple[int, ...]) -> bool:
+def _flattens(node: torch.fx.Node) -> bool:
     """Whether it keeps the first axis and makes one of all others, whatever it is called."""
-    before = node.all_input_nodes[0].meta.get("tensor_meta") if node.all_input_nodes else None
-    return (
-        hasattr(before, "shape")
-        and len(shape) == 2
-        and shape[0] == before.shape[0]
-        and shape[1] == math.prod(before.shape[1:])
-    )
+    before = node.all_input_nodes[0].meta["shape"] if node.all_input_nodes else None
+    return bool(before) and node.meta["shape"] == (before[0], math.prod(before[1:]))
 
 
 def _spatial(node: torch.fx.Node) -> bool:

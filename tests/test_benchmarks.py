@@ -35,7 +35,7 @@ def test_every_claim_is_in_the_readme_also_where_its_goal_was_missed(tmp_path, m
     machine = {"cpu": "A", "cores": 4, "threads": 2, "load": 1.0, "torch": "2.6"}
     rivals = {"theirs": {"median": 2.0, "lowest": 1.0, "highest": 3.0, "ratio": 1.0, "repeats": 7}}
     claims = [
-        timing.claim("fast", 8.23, "x", at_least=11),
+        timing.claim("fast", 8.23, "x", at_least=11, quickest=9.5),
         timing.claim("cheap", 1.5, "%", at_most=2, spread=(1.0, 2.5)),
     ]
     values = {"date": "2026-01-01", "machine": machine, "claims": claims, "results": rivals}
@@ -44,8 +44,8 @@ def test_every_claim_is_in_the_readme_also_where_its_goal_was_missed(tmp_path, m
     monkeypatch.setattr(summary, "HERE", tmp_path)
     lines = summary.text().splitlines()
     place = "A, 2 of 4 threads, load 1, torch 2.6 | 2026-01-01 |"
-    assert f"| [own](own.py) | fast | 8.23x | at least 11x | ✗ | {place}" in lines
-    assert f"| [own](own.py) | cheap | 1.5 % (1 to 2.5) | at most 2 % | ? | {place}" in lines
+    assert f"| [own](own.py) | fast | 8.23x | 9.5x | at least 11x | ✗ | {place}" in lines
+    assert f"| [own](own.py) | cheap | 1.5 % (1 to 2.5) |  | at most 2 % | ? | {place}" in lines
     assert "| own, 7 turns | median, ms | lowest | highest | ratio |" in lines
     assert "| theirs | 2,000.0 | 1,000.0 | 3,000.0 | 1.00 |" in lines
 
@@ -107,6 +107,12 @@ def test_the_ratio_is_that_within_each_turn(clock):
 
     found = timing.compare({name: lambda name=name: rival(name) for name in costs}, 4)
     assert found["b"]["ratio"] == pytest.approx(3.0)
+
+
+def test_the_quickest_turns_are_compared_with_each_other():
+    results = {"a": {"lowest": 6.0}, "b": {"lowest": 2.0}, "c": {"lowest": 4.0}}
+    assert timing.quickest(results, "b") == 3.0
+    assert timing.quickest(results, "b", "c") == 2.0
 
 
 def test_what_is_set_up_is_not_timed(clock):

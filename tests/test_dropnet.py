@@ -210,7 +210,7 @@ def test_one_at_a_time_the_code_takes_exactly_the_lowest_and_the_first_of_equals
 def test_random_of_the_oracle_figures_takes_the_first_unit_of_each_layer():
     model = models.build(Model("dropnet_a", (4, 4)), (1, 2, 2), 3, 0)
     pruner = DropNet("random", "layer", "faithful", one=True, allow_empty=True)
-    masks = pruners.start(model, pruner, ("hidden_1", "hidden_2"))
+    masks = pruners.first_masks(model, pruner, ("hidden_1", "hidden_2"))
     for left in (3, 2, 1, 0):
         masks = pruner.masks(model, None, masks, 0.0, draw(left))
         for layer in ("hidden_1", "hidden_2"):
@@ -275,7 +275,7 @@ def trained(name, hidden, layers):
     source = draw()
     x, y = torch.rand(70, 1, 16, 16, generator=source), torch.randint(5, (70,), generator=source)
     pruner = Oracle()
-    masks = pruners.start(model, pruner, layers)
+    masks = pruners.first_masks(model, pruner, layers)
     units = {layer: torch.ones(size, dtype=torch.bool) for layer, size in models.layer_widths(model, layers)}
     next(iter(units.values()))[2] = False
     masks &= unit_masks(model, units)
@@ -329,7 +329,7 @@ def test_of_equal_losses_the_faithful_oracle_takes_the_first():
 def test_the_oracle_takes_models_that_are_no_chains_and_layers_without_units():
     model = models.build(Model("dropnet_resnet18", (2, 3, 4, 5)), (1, 16, 16), 3, 0)
     x, y = torch.rand(6, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
-    masks = Oracle().masks(model, [(x, y)], pruners.start(model, Oracle()), 0.0, draw())
+    masks = Oracle().masks(model, [(x, y)], pruners.first_masks(model, Oracle()), 0.0, draw())
     assert sum(int((~mask).sum()) for name, mask in masks.items() if name.endswith("bias")) == 1
     model, _, units, x, y = trained("dropnet_a", *CHAINS["dropnet_a"])
     units["hidden_2"][:] = False

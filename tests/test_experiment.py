@@ -217,3 +217,10 @@ def test_a_run_can_take_the_masks_of_another_round_by_round(tmp_path):
 def test_a_run_that_follows_an_unknown_one_is_refused(tmp_path):
     with pytest.raises(PrunelabError, match="takes the masks of 'nobody', which is neither stored nor among the runs"):
         run_all([run("magnitude", rounds=1, masks_of="nobody")], store=Store(tmp_path), jobs=1, progress=False)
+
+
+def test_no_runs_and_no_jobs_are_refused(tmp_path):
+    with pytest.raises(PrunelabError, match="no runs were asked for"):
+        run_all([], store=Store(tmp_path))
+    with pytest.raises(PrunelabError, match="jobs = 0: should be 1 or more"):
+        run_all([run()], store=Store(tmp_path), jobs=0)

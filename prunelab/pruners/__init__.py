@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prunelab.collapse import dead_layers
 from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.pruners.criterion import Criterion, NofM
 from prunelab.pruners.dropnet import DropNet
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.pruners.magnitude import Magnitude
@@ -27,7 +28,7 @@ from prunelab.pruners.random import Random
 from prunelab.pruners.select import Granularity, check_amount, scored_names
 from prunelab.settings import Prune
 
-__all__ = ["METHODS", "Method", "Pruner", "Ranking", "build", "prune", "start"]
+__all__ = ["METHODS", "Method", "Pruner", "Ranking", "build", "first_masks", "prune"]
 
 
 @runtime_checkable
@@ -92,6 +93,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "l2_filter": Method(Magnitude, {"granularity": "filter", "norm": 2}),
         "random_neuron": Method(Random, {"granularity": "neuron"}),
         "random_filter": Method(Random, {"granularity": "filter"}),
+        # other scores of the field
+        "movement": Method(Criterion, {"score": "movement"}),
+        "magnitude_increase": Method(Criterion, {"score": "magnitude_increase"}),
+        "moved_magnitude": Method(Criterion, {"score": "moved_magnitude"}),
+        "snip": Method(Criterion, {"score": "snip", "granularity": "weight"}),
+        "taylor": Method(Criterion, {"score": "taylor"}),
+        "wanda": Method(Criterion, {"score": "wanda", "granularity": "weight"}),
+        "slimming": Method(Criterion, {"score": "batchnorm", "granularity": "filter"}),
+        "n_of_m": Method(NofM),
     }
 )
 
@@ -115,7 +125,7 @@ def build(prune: Prune) -> Pruner:
     return pruner(**preset, **prune.options)
 
 
-def start(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) -> Masks:
+def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) -> Masks:
     """The masks before the first round: everything in ``layers`` is kept.
 
     Raises:
@@ -140,6 +150,7 @@ def prune(
     layers: Iterable[str] = (),
     batches: Iterable[Any] | None = None,
     current: Masks | None = None,
+    start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Masks:
@@ -152,6 +163,7 @@ def prune(
         layers: Names of the layers that may be pruned; ``()``: all Linear and Conv2d.
         batches: Inputs and targets, for methods that look at data.
         current: What earlier rounds left; None: everything is still there. ``amount`` is a fraction of this.
+        start: Weights from before the training, parameter name -> tensor, for methods that compare with them.
         seed: Of every random choice, ties among them.
         **options: Fields of the method's class.
 
@@ -175,7 +187,9 @@ def prune(
         what = repr(method) if isinstance(method, str) else type(method).__name__
         whole = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.pruner, "masks"))
         raise PrunelabError(f"{what} does not prune finished models: train with it, or choose from {whole}")
-    masks = start(model, pruner, layers)
+    masks = first_masks(model, pruner, layers)
+    if getattr(pruner, "needs_start", False) and start is not None:
+        pruner = pruner.since(start)
     chosen = {layer_of(name) for name in masks}
     if current is not None:
         current.check(model)
