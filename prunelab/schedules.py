@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from prunelab.errors import PrunelabError, nearest
+
 DYPRUNE_LARGEST_RATE = 0.9
 
 
@@ -97,3 +99,70 @@ class Trigger:
             return now % self.every == 0
         rested = last is None or now - last > self.cooldown
         return rested and self.minimum <= ratio <= self.maximum
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A sparsity that grows over a training; ``at(t)`` says how far it should be, t from 0 (begin) to 1 (end).
+
+    ``one_cycle``: slow, fast, slow, without a beginning; ``agp``: a cubic that flattens out; ``iterative``: steps of
+    one size; ``one_shot``: everything at once; ``linear``; ``cosine``.
+
+    Attributes:
+        kind: the shape.
+        final: sparsity at the end.
+        start: t before which nothing happens; None: 0 for one_cycle, linear and cosine, 0.2 for agp and iterative, 0.4
+            for one_shot, with which the one-cycle paper compares.
+        alpha: steepness of one_cycle.
+        beta: of one_cycle; the middle is at ``beta / alpha``.
+        steps: of iterative.
+
+    Source: Hubens et al., "One-Cycle Pruning", ICIP 2022, and its code (one_cycle, with 14 and 5; the values of the
+        others for the same budget); Zhu and Gupta, 2017, section 3 (agp).
+    """
+
+    kind: Literal["one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"] = "one_cycle"
+    final: float = 0.9
+    start: float | None = None
+    alpha: float = 14.0
+    beta: float = 5.0
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse what is no schedule."""
+        kinds = ("one_cycle", "agp", "iterative", "one_shot", "linear", "cosine")
+        if self.kind not in kinds:
+            raise PrunelabError(f"schedule {self.kind!r}: {nearest(self.kind, kinds)}")
+        if not 0 <= self.final < 1:
+            raise PrunelabError(f"final = {self.final}: should be a sparsity, at least 0 and below 1")
+        if self.start is not None and not 0 <= self.start < 1:
+            raise PrunelabError(f"start = {self.start}: should be a share of the training, at least 0 and below 1")
+        if self.steps < 1:
+            raise PrunelabError(f"steps = {self.steps}: should be at least 1")
+
+    @property
+    def begins(self) -> float:
+        """The t before which nothing happens."""
+        usual = {"agp": 0.2, "iterative": 0.2, "one_shot": 0.4}
+        return usual.get(self.kind, 0.0) if self.start is None else self.start
+
+    def at(self, t: float) -> float:
+        """The sparsity that should be reached at ``t``, between 0 and ``final``."""
+        if t < self.begins:
+            return 0.0
+        place = min(max((t - self.begins) / (1 - self.begins), 0.0), 1.0)
+        if self.kind == "one_cycle":
+            share = (1 + math.exp(-self.alpha + self.beta)) / (1 + math.exp(-self.alpha * place + self.beta))
+        elif self.kind == "agp":
+            share = 1 - (1 - place) ** 3
+        elif self.kind == "iterative":
+            share = math.ceil(place * self.steps - 1e-9) / self.steps
+        elif self.kind == "cosine":
+            share = (1 - math.cos(math.pi * place)) / 2
+        else:
+            share = place if self.kind == "linear" else 1.0
+        return self.final * share
+
+    def curve(self, points: int = 101) -> list[tuple[float, float]]:
+        """(t, sparsity) at so many equal distances."""
+        return [(i / (points - 1), self.at(i / (points - 1))) for i in range(points)]

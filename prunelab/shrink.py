@@ -412,6 +412,18 @@ def remove_dead(model: nn.Module, masks: Mapping[str, Tensor] | None, example: T
     return result
 
 
+def joined_layers(model: nn.Module, example: Tensor) -> list[list[str]]:
+    """Layers whose channels an addition (or a gate) makes one, in forward order: groups of two and more."""
+    survey = _Survey(model, {}, trace(model, example))
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for node in survey.graph.weighted():
+        if node.name in survey.values:
+            groups.setdefault(tuple(survey.sets.roots(survey.values[node.name].ids).tolist()), []).append(
+                node.module_name
+            )
+    return [group for group in groups.values() if len(group) > 1]
+
+
 @torch.no_grad()
 def unread_units(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> Masks:
     """Masks without the units that nothing on the way to the output reads, or that always give 0.

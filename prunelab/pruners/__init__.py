@@ -20,12 +20,15 @@ from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.criterion import Criterion, NofM
 from prunelab.pruners.dropnet import DropNet
 from prunelab.pruners.dyprune import DyPrune
+from prunelab.pruners.glance import Glance
 from prunelab.pruners.magnitude import Magnitude
 from prunelab.pruners.nnrelief import NNrelief
 from prunelab.pruners.none import Dense
 from prunelab.pruners.oracle import Oracle
 from prunelab.pruners.random import Random
+from prunelab.pruners.scheduled import Scheduled
 from prunelab.pruners.select import Granularity, check_amount, scored_names
+from prunelab.pruners.zero_keep import ZeroKeep
 from prunelab.settings import Prune
 
 __all__ = ["METHODS", "Method", "Pruner", "Ranking", "build", "first_masks", "prune"]
@@ -82,6 +85,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropnet_oracle": Method(Oracle),
         "apoz": Method(DropNet, {"metric": "apoz"}),
         "nnrelief": Method(NNrelief),
+        # related methods
+        "glance": Method(Glance),
+        "zero_keep": Method(ZeroKeep),
+        "one_cycle": Method(Scheduled, {"schedule": "one_cycle"}),
+        "gradual": Method(Scheduled, {"schedule": "agp"}),
+        "scheduled": Method(Scheduled),
         # controls and plain methods
         "none": Method(Dense),
         "random": Method(Random),

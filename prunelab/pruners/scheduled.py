@@ -1,0 +1,89 @@
+"""Pruning along a schedule within one training: one-cycle, gradual, iterative, one-shot."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from prunelab.chains import whole_index
+from prunelab.errors import PrunelabError
+from prunelab.masks import prunable
+from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.scores import magnitude
+from prunelab.pruners.select import Scope, keep_highest
+from prunelab.schedules import Ramp
+from prunelab.settings import settings
+
+
+@settings
+class Scheduled:
+    """The smallest weights go as the training goes on, so many that the schedule's sparsity is reached.
+
+    Source: Hubens et al., "One-Cycle Pruning", ICIP 2022: a network is trained once, from scratch, and pruned meanwhile
+    by |w| within each layer. The published code prunes before every batch; here it happens between epochs (our own
+    default), each time to the value that the schedule has at the end of the epoch that comes. What is gone stays gone;
+    in the code a weight that momentum moved may come back for one batch.
+
+    Attributes:
+        schedule: the shape; see ``schedules.Ramp``.
+        sparsity: at the end.
+        start: share of the training before which nothing happens; None: the schedule's own.
+        alpha: steepness of one_cycle.
+        beta: of one_cycle.
+        steps: of iterative.
+        scope: ``layer``, as published: every layer reaches the sparsity; ``global``: all weights compete.
+    """
+
+    schedule: Literal["one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"] = "one_cycle"
+    sparsity: float = 0.9
+    start: float | None = None
+    alpha: float = 14.0
+    beta: float = 5.0
+    steps: int = 3
+    scope: Scope = "layer"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no schedule."""
+        try:
+            _ = self.ramp
+        except PrunelabError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def ramp(self) -> Ramp:
+        """The schedule."""
+        return Ramp(self.schedule, self.sparsity, self.start, self.alpha, self.beta, self.steps)
+
+    def check(self, model: nn.Module) -> None:
+        """Any model with Linear or Conv2d layers will do."""
+        prunable(model)
+
+    def due(self, progress: Progress) -> bool:
+        """Whether the sparsity should be higher at the end of the next epoch than it was made before."""
+        before = 0.0 if progress.last is None else self.ramp.at((progress.last + 2) / progress.epochs)
+        return self._target(progress) > before
+
+    def act(self, now: Moment) -> Change:
+        """Remove down to the schedule's sparsity."""
+        target = self._target(now.progress)
+        names = [name for name in now.masks if now.masks[name].dim() > 1]
+        scores = magnitude(now.model, names)
+        missing = {
+            name: max(0, round(target * now.masks[name].numel()) - (now.masks[name].numel() - now.masks.counts[name]))
+            for name in names
+        }
+        count = missing if self.scope == "layer" else self._together(now, names, target)
+        kept = keep_highest(scores, now.masks, count, now.generator, allow_empty=False)
+        before = sum(now.masks.counts[name] for name in names)
+        rate = 1 - sum(kept.counts[name] for name in names) / before if before else 0.0
+        return Change(now.model, kept, now.moments, kept, whole_index(now.model), rate, scores)
+
+    def _target(self, progress: Progress) -> float:
+        """The sparsity at the end of the next epoch."""
+        return self.ramp.at((len(progress.losses) + 1) / progress.epochs)
+
+    @staticmethod
+    def _together(now: Moment, names: list[str], target: float) -> int:
+        total = sum(now.masks[name].numel() for name in names)
+        return max(0, round(target * total) - (total - sum(now.masks.counts[name] for name in names)))

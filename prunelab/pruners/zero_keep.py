@@ -1,0 +1,86 @@
+"""Zero-keep: small weights become zero, and the filters with the fewest zeros go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from prunelab.masks import Masks, layer_of
+from prunelab.pruners.scores import magnitude
+from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names, units_of
+from prunelab.settings import settings
+
+
+@settings
+class ZeroKeep:
+    """Replace small weights by zero, then drop the filters (and neurons) that have the fewest zeros.
+
+    Source: Woo et al., "Zero-Keep Filter Pruning for Energy/Power Efficient Deep Neural Networks", Electronics 2021; of
+    it only the abstract is known: small values become zero, the filter with the lowest number of zeros goes, the zeros
+    are kept for a circuit that skips them. All numbers here are our own defaults: half of the weights become zero, by
+    size over all layers; zeros are counted as a share, so that layers with few inputs do not go first.
+
+    Attributes:
+        zeros: share of the weights of the masked layers that become zero.
+        scope: whether units of all layers compete, or those of each.
+        allow_empty: whether a layer may lose all.
+    """
+
+    zeros: float = 0.5
+    scope: Scope = "global"
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a share that means nothing."""
+        if not 0 <= self.zeros < 1:
+            raise ValueError(f"zeros = {self.zeros}: should be a share of the weights, at least 0 and below 1")
+
+    @property
+    def granularity(self) -> Granularity:
+        """Neurons and filters alike."""
+        return "unit"
+
+    def masks(
+        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
+    ) -> Masks:
+        """Needs no data: ``batches`` is not read."""
+        zeroed = self.zeroed(model, current)
+        names = scored_names(model, zeroed, "unit")
+        there = units_of(zeroed, names)
+        share = {layer_of(n): 1 - zeroed[n].flatten(1).float().mean(1) for n in names}
+        scores = {layer: value.masked_fill(~there[layer], torch.inf) for layer, value in share.items()}
+        return self._without(model, scores, zeroed, amount, generator)
+
+    def zeroed(self, model: nn.Module, current: Masks) -> Masks:
+        """``current`` without its smallest weights, so that the share of zeros among all is ``zeros``."""
+        names = [name for name in current if current[name].dim() > 1]
+        size = magnitude(model, names)
+        total = sum(current[name].numel() for name in names)
+        gone = total - sum(current.counts[name] for name in names)
+        missing = round(self.zeros * total) - gone
+        if missing <= 0:
+            return current
+        values = torch.cat([size[name][current[name]].flatten() for name in names])
+        threshold = values.kthvalue(min(missing, len(values))).values
+        return current & Masks({name: size[name] > threshold for name in names})
+
+    def _without(
+        self, model: nn.Module, scores: Mapping[str, Tensor], zeroed: Masks, amount: float, generator: Generator
+    ) -> Masks:
+        options = {"granularity": "unit", "scope": self.scope, "allow_empty": self.allow_empty}
+        return remove_lowest(model, scores, zeroed, amount, generator, **options)
+
+
+def zero_skipped_macs(masks: Masks, layer_macs: Mapping[str, int]) -> int:
+    """Multiplications of a sample that a circuit does which skips weights that are zero.
+
+    Args:
+        masks: what is kept.
+        layer_macs: weight name -> dense multiplications, of ``cost.layer_macs``.
+    """
+    return sum(
+        round(macs * masks.counts[n] / masks[n].numel()) if n in masks else macs for n, macs in layer_macs.items()
+    )
