@@ -5,5 +5,15 @@ from __future__ import annotations
 from prunelab.protocols.dropnet import dropnet
 from prunelab.protocols.dyprune import ALSO_RISING, UNPRUNED, dyprune, dyprune_strategies
 from prunelab.protocols.nnrelief import nnrelief
+from prunelab.protocols.related import head_to_head, schedules
 
-__all__ = ["ALSO_RISING", "UNPRUNED", "dropnet", "dyprune", "dyprune_strategies", "nnrelief"]
+__all__ = [
+    "ALSO_RISING",
+    "UNPRUNED",
+    "dropnet",
+    "dyprune",
+    "dyprune_strategies",
+    "head_to_head",
+    "nnrelief",
+    "schedules",
+]
