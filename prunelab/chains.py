@@ -44,9 +44,16 @@ class Shrunk:
 
 
 def cut(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:
-    """The entries of ``tensor`` at the given positions of each axis, contiguous."""
+    """The entries of ``tensor`` at the given positions of each axis, contiguous.
+
+    An axis with positions [rows, n] has n for each row of what the axis before left (grouped convolutions).
+    """
     for axis, kept in enumerate(index):
-        tensor = tensor.index_select(axis, kept.to(tensor.device))
+        kept = kept.to(tensor.device)
+        if kept.dim() > 1:
+            tensor = tensor.take_along_dim(kept.view(*kept.shape, *[1] * (tensor.dim() - 2)), axis)
+        else:
+            tensor = tensor.index_select(axis, kept)
     return tensor.contiguous()
 
 

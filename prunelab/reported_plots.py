@@ -33,8 +33,8 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
     """
     need(points, ["strategy", "fraction", "ours", "ours_half", "n", "reported"], "plots.beside_reported", "strategy")
     names, up = list(dict.fromkeys(points["strategy"])), quantity(measure)
-    columns = 2 if len(names) <= 3 else 4
-    rows = math.ceil((len(names) + 1) / columns)
+    columns = 3 if len(names) <= 5 else 4
+    rows = math.ceil((len(names) + 1) / columns)  # the first panel has all curves together
     size = (2.7 * columns + 1.0, 2.4 * rows + 0.9)
     sheet = canvas(rows, columns, **{"size": size, **shown}, counted=marks.counted(points), sharex=True, sharey=True)
     words = [f"{up.label.capitalize()} against the fraction of units left."]

@@ -225,7 +225,7 @@ def test_a_constant_before_a_padded_convolution_stays_and_the_reason_is_given():
     model[0].bias.data[1] = 1.0
     found = remove_dead(model, without_row(model, "0", 1, bias=False), x)
     assert found.model[0].out_channels == 5
-    assert found.stayed == {"0": "a unit is constant but not 0, and module '3' (Conv2d) pads its input with zeros"}
+    assert found.stayed == {"0": "1 of 5 units: constant but not 0, and module '3' (Conv2d) pads its input with zeros"}
 
 
 def test_a_constant_is_folded_where_that_is_exact():
