@@ -27,7 +27,7 @@ UNITS = {
     "DropNet": ("dropnet", {}),
     "APoZ": ("apoz", {}),
     "Pruning at a Glance": ("glance", {}),
-    "zero-keep": ("zero_keep", {}),
+    "zero-keep, by layer": ("zero_keep", {"scope": "layer"}),
 }
 SCHEDULES = ("one_shot", "iterative", "agp", "linear", "cosine", "one_cycle")
 
@@ -79,7 +79,7 @@ def head_to_head(
                 settings,
                 Model(model, tuple(hidden)),
                 train,
-                Prune(method, 0.5, rounds, options={**options, "allow_empty": True} if method != "n_of_m" else options),
+                Prune(method, 0.5, rounds, options=options if method == "glance" else {**options, "allow_empty": True}),
                 again,
                 seed,
             )
