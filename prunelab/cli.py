@@ -200,7 +200,7 @@ def readme() -> int:
     """Write the table of artefacts into README.md."""
     from prunelab import readme
 
-    print("README.md was brought up to date" if readme.update() else "README.md is up to date")
+    print("README.md and the index notebook " + ("were brought" if readme.update() else "are") + " up to date")
     return 0
 
 

@@ -1,11 +1,17 @@
-"""The parts of the README that are computed, so that no number in it is typed."""
+"""What README and the index notebook list: computed from the artefacts and the committed figures, never typed."""
 
 from __future__ import annotations
 
-from prunelab import papers, paths, tables
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunelab import gallery, papers, paths, tables
 from prunelab.errors import PrunelabError
 
 BEGIN, END = "<!-- artefacts: written by `prunelab readme` -->", "<!-- end of artefacts -->"
+INDEX = "index.ipynb"
 
 
 def written(text: str) -> str:
@@ -17,15 +23,79 @@ def written(text: str) -> str:
     if BEGIN not in text or END not in text:
         raise PrunelabError(f"README.md: the lines {BEGIN!r} and {END!r} are missing; put them around the table")
     before, _, rest = text.partition(BEGIN)
-    table = tables.index(papers.artefacts(), links=True).markdown()
-    return f"{before}{BEGIN}\n{table}{END}{rest.partition(END)[2]}"
+    made = [artefact for artefact in papers.artefacts() if gallery.saved(artefact.figure)]
+    table = tables.index(made, links=True).markdown() if made else ""
+    missing = len(papers.artefacts()) - len(made)
+    more = f"\n{missing} more have a notebook and no committed figure yet: `prunelab list`.\n" if missing else ""
+    return f"{before}{BEGIN}\n{table}{more}{END}{rest.partition(END)[2]}"
+
+
+def index() -> dict[str, Any]:
+    """The notebook that lists all notebooks: what it shows, the claim, and what came out."""
+    cells = [
+        "# prunelab\n\nNotebooks to explore in come first; then one notebook for each table and figure of the papers, "
+        "with its claim and what our numbers say to it (✓ confirmed, ✗ contradicted, ? undecided)."
+    ]
+    known = {artefact.notebook for artefact in papers.artefacts()}
+    others = [path for path in _notebooks() if path not in known]
+    cells.append("## Explore\n\n" + "\n".join(f"- [{_title(path)}]({path})" for path in others))
+    for paper in papers.papers():
+        rows = [_row(artefact) for artefact in papers.artefacts(paper.key)]
+        heading = f"## {paper.title}\n\n{paper.authors}. {paper.venue}."
+        table = "\n".join(["| notebook | claim | outcome |", "| --- | --- | --- |", *rows])
+        cells.append(f"{heading}\n\n{table}")
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": f"cell-{i:02d}", "metadata": {}, "source": text.splitlines(keepends=True)}
+            for i, text in enumerate(cells)
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def _row(artefact: papers.Artefact) -> str:
+    facts = gallery.saved(artefact.figure)
+    found = [entry["verdict"] for entry in (facts or {}).get("claims") or []]
+    outcome = f"{tables.summary(found)} ({facts['preset']})" if facts else "not made yet"
+    cells = [f"[{artefact.title}]({artefact.notebook})", artefact.claim, outcome]
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def _notebooks() -> Iterator[str]:
+    for path in sorted(paths.notebooks().rglob("*.ipynb")):
+        name = path.relative_to(paths.notebooks()).as_posix()
+        if ".ipynb_checkpoints" not in name and name != INDEX:
+            yield name
+
+
+def _title(name: str) -> str:
+    """The first heading of a notebook."""
+    cells = json.loads((paths.notebooks() / name).read_text(encoding="utf-8"))["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), name)
 
 
 def update() -> bool:
-    """Write it; whether anything changed."""
-    path = paths.root() / "README.md"
-    text = path.read_text(encoding="utf-8")
-    new = written(text)
-    if new != text:
-        path.write_text(new, encoding="utf-8")
-    return new != text
+    """Write both; whether anything changed."""
+    readme, notebook = paths.root() / "README.md", paths.notebooks() / INDEX
+    new = {readme: written(readme.read_text(encoding="utf-8"))}
+    if notebook.parent.is_dir():
+        new[notebook] = text_of(index())
+    changed = {path: text for path, text in new.items() if _read(path) != text}
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
+    return bool(changed)
+
+
+def text_of(notebook: dict[str, Any]) -> str:
+    """As Jupyter writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

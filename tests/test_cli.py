@@ -229,13 +229,13 @@ def test_readme_writes_its_table_once(call, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     file = tmp_path / "README.md"
     file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    assert call("readme") == (0, ["README.md was brought up to date"], [])
+    assert call("readme") == (0, ["README.md and the index notebook were brought up to date"], [])
     text = file.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "dyprune/rate" in text
-    assert call("readme") == (0, ["README.md is up to date"], [])
+    assert f"{len(papers.artefacts())} more have a notebook" in text
+    assert call("readme") == (0, ["README.md and the index notebook are up to date"], [])
 
     file.write_text("no table")
     code, _, err = call("readme")

@@ -11,7 +11,7 @@ from prunelab.notebook_runner import check_parameters, declared_parameters, run,
 NOTEBOOKS = sorted(
     file.relative_to(paths.notebooks()).as_posix()
     for file in paths.notebooks().rglob("*.ipynb")
-    if ".ipynb_checkpoints" not in file.parts
+    if ".ipynb_checkpoints" not in file.parts and file.name != "index.ipynb"  # no code in it; see test_readme
 )
 ARTEFACTS = papers.artefacts()
 OTHERS = sorted(set(NOTEBOOKS) - {artefact.notebook for artefact in ARTEFACTS})

@@ -17,6 +17,15 @@ def test_the_table_of_artefacts_is_what_the_figures_give(monkeypatch):
     assert readme.written(TEXTS["README.md"]) == TEXTS["README.md"], "run `prunelab readme` and commit README.md"
 
 
+def test_the_index_lists_every_notebook_as_it_is(monkeypatch):
+    monkeypatch.delenv("PRUNELAB_FIGURES")
+    stands = (paths.notebooks() / readme.INDEX).read_text(encoding="utf-8")
+    assert stands == readme.text_of(readme.index()), "run `prunelab readme` and commit notebooks/index.ipynb"
+    for path in paths.notebooks().rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts and path.name != readme.INDEX:
+            assert f"({path.relative_to(paths.notebooks()).as_posix()})" in stands
+
+
 @pytest.mark.parametrize("block", range(len(PYTHON)))
 def test_the_code_runs(block):
     def train(model, optimizer):
