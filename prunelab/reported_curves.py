@@ -174,3 +174,20 @@ def more_compression(rounds: pd.DataFrame, first: str, second: str) -> Interval:
     last = rounds.loc[rounds.groupby(["strategy", "seed"])["round"].idxmax()].set_index(["strategy", "seed"])
     size = np.log(last["compression_ratio"])
     return stats.paired_difference(size[first], size[second])
+
+
+def kept_at_compression(rounds: pd.DataFrame, least: float, y: str = "test_accuracy") -> Interval:
+    """Accuracy of the first network with at least so much compression minus that of the dense one, paired by seed.
+
+    Args:
+        rounds: one row per run and round: seed, round, compression_ratio, ``y``.
+        least: the compression; runs that do not reach it count as not measured.
+        y: the column that is compared.
+    """
+    from prunelab import stats
+
+    found = {}
+    for seed, own in rounds.sort_values("round").groupby("seed"):
+        reached = own.loc[own["compression_ratio"] >= least, y]
+        found[seed] = float(reached.iloc[0] - own[y].iloc[0]) if len(reached) else float("nan")
+    return stats.mean_interval(found.values())
