@@ -37,6 +37,7 @@ STANDARD = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.9
 SCOPES = {"all layers compete": "global", "each layer by itself": "layer"}
 BATCH = 500  # samples at a time; more fall out of the processor's cache
 LAST_SEED = 2**31 - 1
+TRAINING = 1000  # samples that scores look at, where no batches are given
 NEEDED = {"granularity", "scope", "allow_empty"}  # options of a method that can be moved by these controls
 
 
@@ -57,7 +58,7 @@ class PruningExplorer(widgets.VBox):
         rate: Where the slider stands at first, in [0, 1): the fraction of the weights that goes.
         evaluate: Size of the sample; all where there are fewer. It is drawn once, by a seed of its own, and lies in
             memory as float32.
-        batches: Inputs and targets, for methods that look at data.
+        batches: Inputs and targets, for methods that look at data; None: 1,000 of the training part, if there is one.
         seed: Of the pruning: random scores, and lots among equal ones.
 
     Raises:
@@ -78,7 +79,8 @@ class PruningExplorer(widgets.VBox):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-        for what, value, known in (("method", method, offered()), ("scope", scope, SCOPES.values())):
+        self._offered = offered(batches is not None or isinstance(data, Dataset))
+        for what, value, known in (("method", method, self._offered), ("scope", scope, SCOPES.values())):
             if value not in known:
                 raise PrunelabError(f"PruningExplorer: {what} = {value!r}: {nearest(value, known)}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LAST_SEED:
@@ -86,7 +88,9 @@ class PruningExplorer(widgets.VBox):
         check_amount(rate)
         # Convolutions are twice as fast in this order of memory; layers without channels keep theirs.
         self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-        self._dense, self._batches = Masks.ones(self._model), batches
+        where = next(self._model.parameters()).device
+        self._dense = Masks.ones(self._model)
+        self._batches = batches if batches is not None else _training(data, where)
         self._x, self._y, self.sample = _sample(data, evaluate, next(self._model.parameters()).device)
         self._masks, self._failure, self._ranked = self._dense, None, None
         self._visited: dict[tuple[str, str, int, float], tuple[float, float]] = {}
@@ -130,7 +134,7 @@ class PruningExplorer(widgets.VBox):
         self.rate = widgets.SelectionSlider(
             options=rates, value=rate, description="pruning rate", tooltip="weights that go", **layout("44em")
         )
-        self.score = widgets.Dropdown(options=offered(), value=method, description="score", **layout("14em"))
+        self.score = widgets.Dropdown(options=self._offered, value=method, description="score", **layout("14em"))
         self.scope = widgets.Dropdown(options=SCOPES.items(), value=scope, description="scope", **layout("17em"))
         self.seed = widgets.BoundedIntText(value=seed, max=LAST_SEED, description="seed", **layout("9em"))
         self.button = widgets.Button(description="sweep", tooltip="visit the standard pruning rates")
@@ -195,14 +199,30 @@ class PruningExplorer(widgets.VBox):
         return sum(int(part.sum()) for part in right) / len(self._y)
 
 
-def offered() -> list[str]:
-    """Names of the registered methods that rank single weights, without those that only preset another's options."""
+def offered(data: bool = True) -> list[str]:
+    """Names of the registered methods that rank the single weights of a finished model, each score once.
+
+    Args:
+        data: whether there are inputs and targets for methods that look at them.
+    """
     found = []
     for name, (pruner, preset) in pruners.METHODS.items():
-        fields = {field.name: field.default for field in dataclasses.fields(pruner)}  # type: ignore[arg-type]
-        if not preset and hasattr(pruner, "select") and fields.keys() >= NEEDED and fields["granularity"] == "weight":
+        fields = {field.name: field.default for field in dataclasses.fields(pruner)} | dict(preset)  # type: ignore[arg-type]
+        another = preset and "score" not in preset  # a name that only sets another method's options
+        if another or not hasattr(pruner, "select") or not fields.keys() >= NEEDED or fields["granularity"] != "weight":
+            continue
+        method = pruner(**preset)
+        if not getattr(method, "needs_start", False) and (data or not getattr(method, "needs_data", False)):
             found.append(name)
     return sorted(found)
+
+
+def _training(data: Dataset | tuple[Tensor, Tensor], device: torch.device) -> list[tuple[Tensor, Tensor]] | None:
+    """Some of the training part, for scores that look at data; None where there is none."""
+    if not isinstance(data, Dataset):
+        return None
+    x, y = data.train.x[:TRAINING], data.train.y[:TRAINING]
+    return [(data.scale(x).to(device), y.to(device))]
 
 
 def _sample(data: Dataset | tuple[Tensor, Tensor], count: int, device: torch.device) -> tuple[Tensor, Tensor, str]:

@@ -216,7 +216,9 @@ def test_what_cannot_be_explored_is_refused_in_one_line(model, digits, wrong, wo
 
 
 def test_only_methods_that_rank_single_weights_are_offered():
-    assert {"magnitude", "random"} <= set(live.offered())
+    assert {"magnitude", "random", "snip", "taylor", "wanda"} <= set(live.offered())
+    assert {"magnitude", "random"} == set(live.offered(data=False))
+    assert not {"movement", "slimming"} & set(live.offered())
     assert not {"none", "dyprune", "l1_weight", "l1_neuron", "random_filter"} & set(live.offered())
 
 
@@ -240,3 +242,13 @@ def test_the_layers_are_a_table_whose_bars_are_the_densities():
     assert [float(width) for width in re.findall(r"width:([\d.]+)%", table)] == [25.0, 0.0, 12.5]
     assert re.findall("<td>([^<]*)</td>", table)[-3:] == ["250", "2,000", "0.1250"]
     assert "<th>&lt;a&gt;</th>" in table
+
+
+@pytest.mark.parametrize("method", ["snip", "taylor", "wanda"])
+def test_scores_that_look_at_data_get_some_of_the_training_part(method):
+    digits = data.load(settings.Data("digits"))
+    model = models.build(settings.Model("mlp", (12, 8)), digits.shape, 10, 0)
+    explorer = live.PruningExplorer(model, digits, method=method, rate=0.5, evaluate=50)
+    assert explorer.masks.sparsity == pytest.approx(0.5, abs=0.01)
+    explorer.scope.value = "layer"
+    explorer.check()

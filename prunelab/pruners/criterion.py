@@ -65,6 +65,11 @@ class Criterion:
         """Whether it compares with the weights at the start, so that ``since`` has to be told them."""
         return self.score in _SINCE
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at inputs and targets."""
+        return self.score in (*_GRADIENT, "wanda")
+
     def since(self, start: Mapping[str, Tensor]) -> Since:
         """The same criterion, with the weights at the start: parameter name -> tensor."""
         return Since(self, start)
