@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,26 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from prunelab.errors import PrunelabError, nearest
+from prunelab.architecture import build, describe
+from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 
-# Layers that a file can describe by itself, with what they are built from.
-_KNOWN: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("in_features", "out_features"),
-    nn.Conv2d: (
-        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
-    ),
-    nn.BatchNorm2d: ("num_features", "eps", "momentum"),
-    nn.BatchNorm1d: ("num_features", "eps", "momentum"),
-    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
-    nn.AvgPool2d: ("kernel_size", "stride", "padding"),
-    nn.AdaptiveAvgPool2d: ("output_size",),
-    nn.Flatten: ("start_dim", "end_dim"),
-    nn.Dropout: ("p",),
-    nn.LeakyReLU: ("negative_slope",),
-    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Identity), ()),
-}  # fmt: skip
-_BY_NAME = {kind.__name__: kind for kind in _KNOWN}
 _FORMAT = "prunelab model 1"
 
 
@@ -46,8 +31,9 @@ class ExportError(PrunelabError):
 def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Path:
     """Write a model, shrunk or not, as one safetensors file; at no moment is there half a file under that name.
 
-    A chain of common layers (``nn.Sequential``, nested or not) is described in the file, as JSON; any other model has
-    to be given to ``load`` in its dense form, which is then cut to the sizes in the file.
+    The file describes, as JSON, a chain of common layers, and the graph of any model that can be traced and is made of
+    common layers and operations (``architecture``; torchvision's networks are). Any other model has to be given to
+    ``load`` in its dense form, which is then cut to the sizes in the file.
 
     Args:
         path: of the file.
@@ -63,7 +49,7 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
         f"model/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
     }
     tensors |= {f"mask/{name}": mask.cpu().contiguous() for name, mask in (masks or {}).items()}
-    metadata = {"format": _FORMAT, "architecture": json.dumps(_described(model))}
+    metadata = {"format": _FORMAT, "architecture": json.dumps(describe(model))}
     try:
         save_file(tensors, part, metadata=metadata)
         part.replace(path)
@@ -80,8 +66,8 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
 
     Args:
         path: of the file.
-        into: a model of the same structure, of any width, for models that the file does not describe, such as
-            ``torchvision.models.resnet18()``; it is not changed.
+        into: a model of the same structure, of any width, for models that the file does not describe, or to get the
+            class back: what the file describes as a graph is a ``torch.fx.GraphModule``. It is not changed.
 
     Raises:
         ExportError: no such file, not one of ours, or a model that does not fit.
@@ -99,38 +85,10 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
     described = json.loads(metadata["architecture"])
     if into is None and described is None:
         raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
-    model = copy.deepcopy(into) if into is not None else _built(described)
+    model = copy.deepcopy(into) if into is not None else build(described)
     own = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     _fill(model, own, path)
     return model.eval(), Masks({n.removeprefix("mask/"): t for n, t in tensors.items() if n.startswith("mask/")})
-
-
-def _described(model: nn.Module) -> Any:
-    """Name, kind and arguments of each layer; None for a model that is no chain of known ones."""
-    if type(model) is nn.Sequential:
-        parts = [(name, _described(child)) for name, child in model.named_children()]
-        return None if any(part is None for _, part in parts) else {"Sequential": parts}
-    if type(model) not in _KNOWN:
-        return None
-    arguments = {name: getattr(model, name) for name in _KNOWN[type(model)]}
-    if hasattr(model, "bias") and isinstance(model, nn.Linear | nn.Conv2d):
-        arguments["bias"] = model.bias is not None
-    return {type(model).__name__: arguments}
-
-
-def _built(described: Any) -> nn.Module:
-    ((kind, arguments),) = described.items()
-    if kind == "Sequential":
-        made = nn.Sequential()
-        for name, part in arguments:
-            made.add_module(name, _built(part))
-        return made
-    if kind not in _BY_NAME:
-        raise ExportError(
-            f"the file describes a layer {kind!r} that this version does not know: {nearest(kind, _BY_NAME)}"
-        )
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    return _BY_NAME[kind](**lists)
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -251,16 +209,48 @@ class SparseLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def sparse(model: nn.Module, least: float = 0.9) -> nn.Module:
-    """A copy whose Linear layers with at least so many zeros multiply in CSR; ``csr_speed`` says from where it pays."""
+def sparse(model: nn.Module, least: float | None = None, batch: int = 1) -> nn.Module:
+    """A copy whose Linear layers multiply in CSR where that is faster on this machine.
+
+    Args:
+        model: its zeros are what CSR leaves out.
+        least: the sparsity from which a layer does; None: it is measured for the size of each layer (``break_even``),
+            which takes a second or so for each.
+        batch: with which it is measured.
+    """
     made = copy.deepcopy(model)
+    found: dict[tuple[int, int], float] = {}
     for place, layer in list(made.named_modules()):
-        if isinstance(layer, nn.Linear) and float((layer.weight == 0).double().mean()) >= least:
-            if not place:
-                return SparseLinear(layer)
-            parent, _, name = place.rpartition(".")
-            setattr(made.get_submodule(parent), name, SparseLinear(layer))
+        zeros = float((layer.weight == 0).double().mean()) if isinstance(layer, nn.Linear) else 0.0
+        if zeros == 0.0 or (least is not None and zeros < least):
+            continue
+        if least is None:
+            size = tuple(layer.weight.shape)
+            if size not in found:
+                found[size] = break_even(csr_speed(*size, batch))
+            if zeros < found[size]:
+                continue
+        if not place:
+            return SparseLinear(layer)
+        parent, _, name = place.rpartition(".")
+        setattr(made.get_submodule(parent), name, SparseLinear(layer))
     return made
+
+
+def break_even(speeds: Any) -> float:
+    """The sparsity from which CSR is no slower than dense, by a line between measurements; infinite if it never is.
+
+    Args:
+        speeds: of ``csr_speed``.
+    """
+    rows = speeds.sort_values("sparsity")[["sparsity", "speedup"]].to_numpy().tolist()
+    slower = [i for i, (_, speedup) in enumerate(rows) if speedup < 1]
+    if not slower:
+        return rows[0][0]
+    if slower[-1] == len(rows) - 1:
+        return math.inf
+    (low, below), (high, above) = rows[slower[-1]], rows[slower[-1] + 1]
+    return low + (high - low) * (1 - below) / (above - below)
 
 
 def csr_speed(

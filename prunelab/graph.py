@@ -32,7 +32,7 @@ _POOLS = (
     nn.UpsamplingBilinear2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
 )  # fmt: skip
 _PADS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ConstantPad3d)
-_FUNCTIONS: Mapping[Any, Kind] = {
+FUNCTIONS: Mapping[Any, Kind] = {
     **dict.fromkeys((F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.leaky_relu, F.elu, F.selu, F.mish), "elementwise"),
     **dict.fromkeys((F.hardswish, F.hardsigmoid, F.hardtanh, torch.sigmoid, F.sigmoid, F.softplus), "elementwise"),
     **dict.fromkeys((torch.tanh, F.tanh, F.dropout, torch.clamp, operator.neg, torch.abs), "elementwise"),
@@ -45,13 +45,13 @@ _FUNCTIONS: Mapping[Any, Kind] = {
     **dict.fromkeys((torch.permute, torch.transpose), "permute"), torch.mean: "mean",
     operator.getitem: "slice", F.pad: "pad",
 }  # fmt: skip
-_METHODS: Mapping[str, Kind] = {
+METHODS: Mapping[str, Kind] = {
     **dict.fromkeys(("relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous", "clone", "abs", "neg"), "elementwise"),
     **dict.fromkeys(("flatten", "view", "reshape"), "flatten"), **dict.fromkeys(("permute", "transpose"), "permute"),
     **dict.fromkeys(("add", "add_", "sub", "sub_"), "add"), **dict.fromkeys(("mul", "mul_", "div"), "mul"),
     "mean": "mean",
 }  # fmt: skip
-_IN_EVAL_NOTHING = ("stochastic_depth",)
+IN_EVAL_NOTHING = ("stochastic_depth",)
 
 
 class GraphError(PrunelabError):
@@ -199,10 +199,10 @@ def _kind(node: torch.fx.Node, module: nn.Module | None) -> Kind:
     if module is not None:
         return _module_kind(module)
     if node.op == "call_method":
-        kind = _METHODS.get(str(node.target), "opaque")
+        kind = METHODS.get(str(node.target), "opaque")
     else:
-        kind = _FUNCTIONS.get(node.target, "opaque")
-        if getattr(node.target, "__name__", "") in _IN_EVAL_NOTHING:
+        kind = FUNCTIONS.get(node.target, "opaque")
+        if getattr(node.target, "__name__", "") in IN_EVAL_NOTHING:
             kind = "elementwise"
     if (kind == "flatten" and not _flattens(node)) or (kind == "slice" and not _spatial(node)):
         return "opaque"

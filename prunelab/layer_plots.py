@@ -1,8 +1,9 @@
-"""Pictures of the layers of a network over the rounds of a pruning."""
+"""Pictures of how much goes where and when: layers over the rounds, and schedules."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -11,6 +12,7 @@ import numpy as np
 from prunelab import marks
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, short
+from prunelab.schedules import Ramp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,3 +60,33 @@ def layers_over_rounds(rounds: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
 
 def _listed(value: Any) -> list[float]:
     return [float(v) for v in (json.loads(value) if isinstance(value, str) else value)]
+
+
+def schedule_curves(ramps: Mapping[str, Ramp], epochs: int = 1, **shown: Unpack[Shown]) -> Picture:
+    """Sparsity over a training for some schedules; the others of one kind each stay in the picture, pale.
+
+    Args:
+        ramps: name -> schedule.
+        epochs: length of the training; 1: the axis is the share of it.
+        shown: title, provenance, look, size.
+    """
+    first = next(iter(ramps.values()))
+    words = []
+    with canvas(**{"size": (7.2, 3.8), **shown}) as (picture, axes):
+        ax = axes[0, 0]
+        grey = mpl.rcParams["xtick.color"]
+        for kind in ("one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"):
+            points = np.array(Ramp(kind, first.final).curve(201))
+            ax.plot(points[:, 0] * epochs, 100 * points[:, 1], color=grey, alpha=0.35, linewidth=1, zorder=1)
+        for position, (name, ramp) in enumerate(ramps.items()):
+            points = np.array(ramp.curve(401))
+            look = {**marks.series(position), "marker": ""}
+            ax.plot(points[:, 0] * epochs, 100 * points[:, 1], linewidth=2.4, label=name, zorder=3, **look)
+            words.append(f"{name}: " + ", ".join(f"{100 * ramp.at(t):.1f} % at {t:g}" for t in (0, 0.25, 0.5, 0.75, 1)))
+        ax.set_ylim(-3, 103)
+        ax.set_xlabel("epoch" if epochs > 1 else "share of the training")
+        ax.set_title("sparsity (%)")
+        if len(ramps) > 1:
+            marks.legend(ax, "schedule")
+        picture.alt = "Sparsity over the training. " + "; ".join(words) + "."
+    return picture

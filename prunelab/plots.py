@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from prunelab import marks
 from prunelab.errors import PrunelabError
 from prunelab.gallery import provenance, save, saved
-from prunelab.layer_plots import layers_over_rounds
+from prunelab.layer_plots import layers_over_rounds, schedule_curves
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
 from prunelab.reported_plots import beside_reported
@@ -40,6 +40,7 @@ __all__ = [
     "rate_curve",
     "save",
     "saved",
+    "schedule_curves",
     "strategies",
     "training",
     "weights_left",

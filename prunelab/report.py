@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from prunelab import cost
 from prunelab.errors import PrunelabError
+from prunelab.graph import GraphError
 from prunelab.quantities import TIMES, short
+from prunelab.shrink import dead_units
 
-# Energy in picojoules, 45 nm: a float32 multiplication and addition, and 32 bits from memory (Horowitz, ISSCC 2014,
-# Fig. 1.1.9). A proxy: nothing is measured, and caches are left out.
+# Energy in picojoules, 45 nm: a float32 multiplication and addition, and 32 bits from memory. A proxy: nothing is
+# measured, and caches are left out.
 _MAC, _MEMORY = 3.7 + 0.9, 640.0
+_SOURCE = "45 nm figures of Horowitz, ISSCC 2014, Fig. 1.1.9, each non-zero weight read once"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Report:
         repeats: times each was timed, in turns.
         requested: what the pruning asked for, as sparsity; None: not said.
         achieved: zeros / entries of the weights of the second model, against the entries of the first.
+        dead: model -> layer -> how many of its units are constant or unread and are there all the same, and why.
     """
 
     sides: Mapping[str, Side]
@@ -85,6 +89,7 @@ class Report:
     repeats: int
     requested: float | None = None
     achieved: float | None = None
+    dead: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def frame(self) -> Any:
         """A DataFrame, one row per model, columns as in ``Side``."""
@@ -96,13 +101,13 @@ class Report:
         names = list(self.sides)
         rows = [["", *(cell for name in names for cell in ([name] if name == names[0] else [name, f"of {names[0]}"]))]]
         first = self.sides[names[0]]
-        for field, label in _ROWS.items():
+        for quantity, label in _ROWS.items():
             row = [label]
             for name in names:
-                value = getattr(self.sides[name], field)
-                row.append(_value(field, self.sides[name]))
+                value = getattr(self.sides[name], quantity)
+                row.append(_value(quantity, self.sides[name]))
                 if name != names[0]:
-                    base = getattr(first, field)
+                    base = getattr(first, quantity)
                     row.append(f"{value / base:.3f}{TIMES}" if base else "")
             rows.append(row)
         return rows
@@ -113,14 +118,25 @@ class Report:
         words = [f"batch {self.batch}, {self.threads} threads, median of {self.repeats} interleaved repeats"]
         if self.requested is not None and self.achieved is not None:
             words.append(f"sparsity requested {self.requested:.4g}, achieved {self.achieved:.4g}")
+        words.append(f"± half of the 95 % interval of the median; energy: {_SOURCE}")
         return "; ".join(words)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each model in which dead units are left: the first three layers, and how many more there are."""
+        found = []
+        for name, layers in self.dead.items():
+            lines = [f"{layer}: {why}" for layer, why in layers.items()]
+            more = [f"and {len(lines) - 3} more layers"] if len(lines) > 3 else []
+            found += [f"dead units in {name}: {'; '.join([*lines[:3], *more])}"] if lines else []
+        return found
 
     def __str__(self) -> str:
         rows = self._cells()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         pads = [str.ljust, *[str.rjust] * (len(widths) - 1)]
         lines = ["  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:], self.caption])
+        return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:], self.caption, *self.notes])
 
     __repr__ = __str__
 
@@ -134,8 +150,11 @@ class Report:
 
         head, *body = self._cells()
         rows = "".join(line(row, "td") for row in body)
-        note = f'<p style="font-size:smaller;margin:.3em 0">{html.escape(self.caption)}</p>'
-        return f'<table class="dataframe"><thead>{line(head, "th")}</thead><tbody>{rows}</tbody></table>{note}'
+        words = "".join(
+            f'<p style="font-size:smaller;margin:.3em 0">{html.escape(text)}</p>'
+            for text in (self.caption, *self.notes)
+        )
+        return f'<table class="dataframe"><thead>{line(head, "th")}</thead><tbody>{rows}</tbody></table>{words}'
 
 
 def _value(field: str, side: Side) -> str:
@@ -175,7 +194,16 @@ def report(
     total = sum(cost.prunable_weights(model).values())
     left = sum(int(torch.count_nonzero(p)) for n, p in second.named_parameters() if n in cost.prunable_weights(second))
     achieved = 1 - left / total if total else None
-    return Report(sides, len(example), torch.get_num_threads(), repeats, requested, achieved)
+    dead = {name: _dead(net, example) for name, net in list(models.items())[1:]}
+    return Report(sides, len(example), torch.get_num_threads(), repeats, requested, achieved, dead)
+
+
+def _dead(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Dead units of each layer; none where the model cannot be traced, so that nothing is known."""
+    try:
+        return dead_units(model, example[:1])
+    except GraphError:
+        return {}
 
 
 def latencies(models: Mapping[str, nn.Module], example: Tensor, repeats: int) -> dict[str, list[float]]:

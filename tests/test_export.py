@@ -1,16 +1,21 @@
 """Models that leave and come back: same outputs, no pickle, nothing half-written, one line for every mistake."""
 
 import copy
+import json
+import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from prunelab import models
+from prunelab.architecture import ArchitectureError, build, describe
 from prunelab.export import (
     ExportError,
     SparseLinear,
+    break_even,
     csr_speed,
     from_torch_prune,
     load,
@@ -56,6 +61,75 @@ def test_nested_chains_with_normalisation_and_groups_come_back(tmp_path):
     assert len(kept) == 0
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, dilation=2), nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.GELU(approximate="tanh"), nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, track_running_stats=False),
+        nn.Conv2d(3, 3, 3, padding="same", groups=3, padding_mode="reflect"), nn.Hardtanh(-0.1, 0.3), nn.Sigmoid(),
+        nn.LayerNorm((9, 9), bias=False), nn.LayerNorm(9, elementwise_affine=False), nn.GroupNorm(3, 3),
+        nn.GroupNorm(1, 3, affine=False), nn.PReLU(3), nn.Upsample(scale_factor=2), nn.ConstantPad2d(1, 2.0),
+        nn.ZeroPad2d((1, 0, 2, 0)), nn.Flatten(2), nn.Softmax(1), nn.Identity(), nn.ELU(0.5),
+        nn.AdaptiveMaxPool2d((2, 3)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_layer_comes_back_with_all_that_it_was_built_from(tmp_path, layer):
+    model, x = nn.Sequential(layer).eval(), torch.randn(2, 3, 9, 9)
+    again, _ = load(save(tmp_path / "net", model))
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "dropnet_resnet18"])
+def test_a_network_with_skips_comes_back_from_its_file_alone(tmp_path, name):
+    model, x = models.build(Model(name), (3, 32, 32), 10, 0).eval(), torch.randn(2, 3, 32, 32)
+    small = shrink(model, prune(model, "l1_filter", 0.5, scope="layer"), x)
+    again, _ = load(save(tmp_path / "net", small))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), small(x))
+    assert sorted(again.state_dict()) == sorted(model.state_dict())
+    assert shrink(again, None, x) is again
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg11_bn", "mobilenet_v3_small", "densenet121", "convnext_tiny", "shufflenet_v2_x0_5"]
+)
+def test_the_networks_of_torchvision_are_described_whole(name):
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)()
+    described = json.loads(json.dumps(describe(model)))
+    with torch.device("meta"):
+        again = build(described)
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert describe(again) == describe(model)
+
+
+def test_a_shrunk_torchvision_network_comes_back_from_its_file_alone(tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    model, x = torchvision.models.mobilenet_v2(num_classes=5).eval(), torch.randn(2, 3, 32, 32)
+    small = shrink(model, prune(model, "l1_filter", 0.5, scope="layer"), x)
+    again, _ = load(save(tmp_path / "net", small))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), small(x))
+
+
+@pytest.mark.parametrize(
+    ("node", "why"),
+    [
+        (["call_function", "x", "posix.system", {"tuple": ["true"]}, {"dict": {}}], "calls 'posix.system'"),
+        (["call_method", "x", "__reduce__", {"tuple": []}, {"dict": {}}], "calls the method '__reduce__'"),
+        (["exec", "x", "print", {"tuple": []}, {"dict": {}}], "an operation 'exec'"),
+    ],
+)
+def test_a_description_calls_only_what_is_on_the_list(node, why):
+    with pytest.raises(ArchitectureError, match=why):
+        build({"Graph": {"layers": {}, "values": {}, "nodes": [node]}})
+    with pytest.raises(ArchitectureError, match="a layer 'Bilinear' that this version does not know"):
+        build({"Bilinear": {}})
+
+
 def test_any_other_model_is_cut_to_the_sizes_of_the_file(tmp_path):
     class Own(nn.Module):
         def __init__(self):
@@ -63,7 +137,7 @@ def test_any_other_model_is_cut_to_the_sizes_of_the_file(tmp_path):
             self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU()), nn.Linear(8, 3)
 
         def forward(self, x):
-            return self.head(self.body(x))
+            return torch.erf(self.head(self.body(x)))  # which no file describes
 
     model = Own().eval()
     small = shrink(model, prune(model, "l1_neuron", 0.5), X)
@@ -143,6 +217,25 @@ def test_sparse_layers_compute_the_same():
     x = torch.randn(3, 40)
     with torch.no_grad():
         torch.testing.assert_close(lighter(x), whole(x))
+
+
+def test_csr_breaks_even_where_the_line_between_two_measurements_crosses_one():
+    table = pd.DataFrame({"sparsity": [0.5, 0.8, 0.9], "speedup": [0.2, 0.5, 1.5]})
+    assert break_even(table) == pytest.approx(0.85)
+    assert break_even(table[:2]) == math.inf
+    assert break_even(table[2:]) == 0.9
+    noisy = pd.DataFrame({"sparsity": [0.5, 0.8, 0.9], "speedup": [1.1, 0.5, 1.5]})
+    assert break_even(noisy) == pytest.approx(0.85)
+
+
+def test_layers_are_sparse_where_that_was_measured_to_be_faster():
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+    prune(model, "magnitude", 0.998, layers=["0"]).apply_(model)
+    lighter = sparse(model, batch=1)
+    assert isinstance(lighter[2], nn.Linear)  # nothing in it is zero
+    x = torch.randn(1, 512)
+    with torch.no_grad():
+        torch.testing.assert_close(lighter(x), model(x))
 
 
 def test_the_speed_of_sparse_layers_is_measured_at_every_sparsity():

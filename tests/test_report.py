@@ -1,5 +1,7 @@
 """Reports: counts by hand, measured in turns, tables that can be read, and one line for what cannot be measured."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,33 @@ def test_an_example_that_does_not_fit_is_named():
         report(model, small, torch.randn(8, 7), repeats=3)
     with pytest.raises(PrunelabError, match="repeats = 1"):
         report(model, small, torch.randn(8, 6), repeats=1)
+
+
+def test_dead_units_that_are_still_there_are_named_with_the_reason():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, 1.0
+        model[0].weight[2], model[0].bias[2] = 0, -1.0
+    small = shrink(model, None, x := torch.randn(2, 1, 4, 4))
+    found = report(model, small, x, repeats=3)
+    why = "1 of 3 units: constant but not 0, and module '2' (Conv2d) pads its input with zeros"
+    assert found.dead == {"small": {"0": why}}
+    assert f"dead units in small: 0: {why}" in str(found)
+    assert "module &#x27;2&#x27; (Conv2d)" in found._repr_html_()
+
+
+def test_the_notes_are_short_and_the_source_of_the_energy_is_named():
+    model, _, small = two()
+    found = report(model, small, torch.randn(8, 6), repeats=3)
+    assert "Horowitz, ISSCC 2014" in found.caption
+    many = dataclasses.replace(found, dead={"small": {f"layer_{i}": "why" for i in range(9)}, "same": {}})
+    assert many.notes == ["dead units in small: layer_0: why; layer_1: why; layer_2: why; and 6 more layers"]
+
+
+def test_a_model_that_cannot_be_traced_is_reported_all_the_same():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if len(x) else -x
+
+    model = nn.Sequential(nn.Linear(3, 2), Branching())
+    assert report(model, model, torch.randn(2, 3), repeats=3).dead == {"small": {}}
