@@ -114,7 +114,7 @@ class ScheduleDesigner(widgets.VBox):
             parts = (
                 f'<p role="status" aria-live="polite">{html.escape(self._words(ramp))}</p>',
                 picture.html(110),
-                f"<pre>{html.escape(repr(self.settings))}</pre>",
+                f"<pre>{html.escape(f'Prune({self.settings.method!r}, options={self._options()!r})')}</pre>",
             )
         except Exception as error:
             parts, self._failure = ("", "", ""), self._failure or error

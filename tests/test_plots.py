@@ -347,3 +347,29 @@ def test_what_json_does_not_know_becomes_plain():
         4: np.bool_(True),
     }
     assert gallery.plain(value) == {"a": 0.5, "b": [0, 1], "c": [1, 3], "d": None, "e": [0.3, "x"], "4": True}
+
+
+def test_layers_over_rounds_say_where_the_units_went():
+    rows = [
+        {"id": f"run-{seed}", "round": r, "units_by_layer": str([8 - 2 * r - seed, 4])}
+        for seed in (0, 1)
+        for r in (0, 1)
+    ]
+    picture = plots.layers_over_rounds(pd.DataFrame(rows))
+    assert picture.alt == "Units left in each layer over 2 rounds: layer 1 from 8 to 5.5, layer 2 from 4 to 4."
+    assert [text.get_text() for text in picture.axes[0].texts] == ["7.5", "5.5", "4", "4"]
+
+
+def test_reported_curves_are_drawn_under_ours_and_counted():
+    points = pd.DataFrame(
+        {
+            "strategy": ["min", "min", "max"], "fraction": [1.0, 0.5, 1.0], "ours": [0.9, 0.8, 0.9], "ours_half": 0.01,
+            "n": 3, "reported": [0.9, 0.7, None], "reported_half": 0.01, "agrees": [True, False, None],
+        }
+    )  # fmt: skip
+    picture = plots.beside_reported(points, "test_accuracy", title="T")
+    assert "min: 1 of 2 points agree" in picture.alt
+    assert "max: no reported values" in picture.alt
+    titles = [ax.get_title("left") for ax in picture.axes if ax.get_visible()]
+    assert titles == ["ours: test accuracy (%)", "min: 1 of 2 agree", "max"]
+    assert picture.axes[0].get_xlim()[0] > picture.axes[0].get_xlim()[1]  # from the whole network to nothing
