@@ -53,7 +53,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "preset": preset,
         "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
-        "data": seen("data"),
+        "data": [_with_size(name, seen("data.train_size")) for name in seen("source") or seen("data")],
         "hardware": ", ".join(devices + threads) or None,
         "runs": len(seen("id")) or None,
         "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
@@ -61,6 +61,12 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "torch_version": seen("torch_version"),
     }
     return {**{key: value for key, value in facts.items() if value not in (None, [])}, **more}
+
+
+def _with_size(name: str, sizes: list[Any]) -> str:
+    """``MNIST, 2,000 training samples`` where not all of them were used."""
+    counts = " or ".join(f"{int(size):,}" for size in sizes)
+    return f"{name}, {counts} training samples" if counts else name
 
 
 class Saved(NamedTuple):
