@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from prunelab import paths
+# Before torch is loaded: test processes side by side share the cores, instead of each starting a thread for every core.
+_SIDE_BY_SIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (2 * _SIDE_BY_SIDE))))
+
+from prunelab import paths  # noqa: E402
 
 
 @pytest.fixture
