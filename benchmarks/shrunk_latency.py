@@ -1,6 +1,6 @@
 """Latency of VGG-16 for CIFAR with 80 % of its channels gone: masked, shrunk, built that small, and by torch-pruning.
 
-usage: python benchmarks/shrunk_latency.py [--batch 64] [--repeats 25] [--threads 2]     # under 3 minutes
+usage: python benchmarks/shrunk_latency.py [--batch 64] [--repeats 25] [--threads 2]     # needs torch-pruning (PyPI)
 
 VGG-16 with BatchNorm and one fully connected layer, 14.7 million parameters, random weights. In every convolution the
 filters with the largest L1 norms stay. torch-pruning (PyPI) is told to remove the same filters, and all that should

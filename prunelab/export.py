@@ -132,11 +132,7 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
     Raises:
         ExportError: the extra ``export`` is not installed, torch cannot export the model, or the outputs differ.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx needs it
-    except ImportError as error:
-        raise ExportError(f"ONNX needs {error.name}: install it with pip install 'prunelab[export]'") from None
+    onnxruntime = _onnxruntime()
     path = Path(path)
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.onnx")
     plain = copy.deepcopy(model).eval()
@@ -163,6 +159,84 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
         raise ExportError(f"{path}: torch cannot export the model: {' '.join(str(error).split())[:200]}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file as a module that onnxruntime runs on the CPU; for inference.
+
+    Args:
+        path: of the file, with one input and one output.
+        source: the network it was made from, for counts of what it computes.
+    """
+
+    def __init__(self, path: str | Path, source: nn.Module) -> None:
+        super().__init__()
+        onnxruntime = _onnxruntime()
+        self.path, self._source = Path(path), (source,)  # in a tuple, so that it is no part of this module
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    @property
+    def source(self) -> nn.Module:
+        """The network it was made from."""
+        return self._source[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, ...] -> [N, outputs]."""
+        if not isinstance(x, Tensor):  # a tracer's stand-in would take the process down
+            raise ExportError(f"{self.path}: takes tensors, not a {type(x).__name__}; trace its source instead")
+        (found,) = self._session.run(None, {self._session.get_inputs()[0].name: x.numpy()})
+        return torch.from_numpy(found)
+
+
+def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32) -> None:
+    """Write an ONNX file with weights and activations of 8 bits, by onnxruntime's static quantisation.
+
+    Args:
+        path: of the ONNX file.
+        to: of the new file.
+        samples: inputs from which the ranges of the activations are taken (min and max; onnxruntime's default).
+        batch: how many of them go through at a time.
+
+    Raises:
+        ExportError: the extra ``export`` is not installed, or the file cannot be quantised.
+    """
+    _onnxruntime()
+    import logging
+
+    from onnx.checker import ValidationError
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(samples.split(batch))
+
+        def get_next(self) -> dict[str, Any] | None:
+            part = next(self.left, None)
+            return None if part is None else {"input": part.numpy()}
+
+    to = Path(to)
+    part = to.with_name(f"{to.stem}.{os.getpid()}.part.onnx")
+    before = logging.root.level
+    try:
+        logging.root.setLevel(logging.ERROR)  # it recommends a preprocessing whose work to_onnx has done
+        quantization.quantize_static(str(path), str(part), Reader(), per_channel=True)
+        part.replace(to)
+    except (RuntimeError, ValueError, OSError, ValidationError) as error:
+        raise ExportError(f"{path}: onnxruntime cannot quantise it: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        logging.root.setLevel(before)
+        part.unlink(missing_ok=True)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise ExportError(f"ONNX needs {error.name}: install it with pip install 'prunelab[export]'") from None
+    return onnxruntime
 
 
 def from_torch_prune(model: nn.Module) -> Masks:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -234,17 +235,21 @@ def latencies(models: Mapping[str, nn.Module], example: Tensor, repeats: int) ->
 
 
 def _side(model: nn.Module, example: Tensor, times: Sequence[float]) -> Side:
-    price = cost.summarise(model, tuple(example.shape[1:]))
-    sparse = sum(_bytes(tensor) for tensor in model.state_dict().values())
     low, high = _median_interval(times)
+    path, source = getattr(model, "path", None), getattr(model, "source", None)
+    foreign = isinstance(path, Path) and isinstance(source, nn.Module)  # export.OnnxModel: the work is its source's
+    model = source if foreign else model
+    price = cost.summarise(model, tuple(example.shape[1:]))
+    dense = len(to_bytes({name: t.contiguous() for name, t in _unshared(model).items()}))
+    sparse = sum(_bytes(tensor) for tensor in model.state_dict().values())
     return Side(
         parameters=price.parameters,
         nonzero=price.nonzero,
         macs=price.macs,
         effective_macs=price.effective_macs,
         activation_bytes=_activations(model, example),
-        bytes_dense=len(to_bytes({name: t.contiguous() for name, t in _unshared(model).items()})),
-        bytes_sparse=sparse,
+        bytes_dense=path.stat().st_size if foreign else dense,
+        bytes_sparse=path.stat().st_size if foreign else sparse,
         latency=statistics.median(times),
         latency_low=low,
         latency_high=high,
