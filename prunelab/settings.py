@@ -103,7 +103,9 @@ class Model:
     hidden: tuple[
         Annotated[int, Field(ge=1)], ...
     ] = ()  # units or filters of the hidden layers; (): the model's own default
-    init: Literal["pytorch", "kaiming_normal", "glorot_uniform"] = "pytorch"
+    init: Literal["pytorch", "kaiming_normal", "glorot_uniform", "normal_0.01", "truncated_0.01", "truncated_0.1"] = (
+        "pytorch"
+    )
 
     @property
     def label(self) -> str:

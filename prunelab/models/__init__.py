@@ -17,7 +17,7 @@ from prunelab.models.convnet import dropnet_b, dropnet_c
 from prunelab.models.dropnet_resnet import dropnet_resnet18
 from prunelab.models.dropnet_vgg import dropnet_vgg19
 from prunelab.models.initialisation import initialise
-from prunelab.models.lenet import lenet_5, lenet_300_100
+from prunelab.models.lenet import lenet_5, lenet_5_same, lenet_300_100
 from prunelab.models.mlp import mlp, perceptron
 from prunelab.models.resnet import resnet
 from prunelab.models.vgg import vgg11, vgg13, vgg16, vgg19, vgg_like
@@ -38,6 +38,7 @@ MODELS = {
     "mlp": Architecture(perceptron, (1000, 1000, 1000), any_depth=True),  # DyPrune, example.py
     "lenet_300_100": Architecture(lenet_300_100, (300, 100)),
     "lenet_5": Architecture(lenet_5, (20, 50, 500)),
+    "lenet_5_same": Architecture(lenet_5_same, (32, 64, 512)),
     "dropnet_a": Architecture(perceptron, (40, 40)),
     "dropnet_b": Architecture(dropnet_b, (64, 64)),
     "dropnet_c": Architecture(dropnet_c, (64, 64, 128, 128)),

@@ -28,10 +28,32 @@ def _glorot_uniform(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def _normal(layer: nn.Linear | nn.Conv2d) -> None:
+    """Weights and biases from N(0, 0.01^2): DropNeuron, lenet-300-100.py."""
+    for parameter in layer.parameters(recurse=False):
+        nn.init.normal_(parameter, std=0.01)
+
+
+def _truncated(std: float) -> Callable[[nn.Linear | nn.Conv2d], None]:
+    """Weights and biases from N(0, std^2) cut at two standard deviations: DropNeuron, lenet-5.py (std 0.01).
+
+    For its convnet.py (std 0.1) that the biases are drawn too is our own default.
+    """
+
+    def draw(layer: nn.Linear | nn.Conv2d) -> None:
+        for parameter in layer.parameters(recurse=False):
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+
+    return draw
+
+
 INITIALISATIONS: dict[str, Callable[[nn.Linear | nn.Conv2d], None]] = {
     "pytorch": _pytorch,
     "kaiming_normal": _kaiming_normal,
     "glorot_uniform": _glorot_uniform,
+    "normal_0.01": _normal,
+    "truncated_0.01": _truncated(0.01),
+    "truncated_0.1": _truncated(0.1),
 }
 
 

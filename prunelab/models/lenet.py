@@ -19,3 +19,8 @@ def lenet_5(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int)
     NNrelief has a ReLU after each convolution, Caffe itself only after ``dense``; that changes no count.
     """
     return convnet(input_shape, hidden[:2], classes, kernel=5, padding=0, dense=hidden[2])
+
+
+def lenet_5_same(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Sequential:
+    """DropNeuron's LeNet-5 and ConvNet: 32-64-512, both convolutions padded to keep the size, so 3,136 to 512 to 10."""
+    return convnet(input_shape, hidden[:2], classes, kernel=5, padding=2, dense=hidden[2])

@@ -19,6 +19,7 @@ from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.criterion import Criterion, NofM
 from prunelab.pruners.dropnet import DropNet
+from prunelab.pruners.dropneuron import DropNeuron
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.pruners.glance import Glance
 from prunelab.pruners.magnitude import Magnitude
@@ -28,6 +29,7 @@ from prunelab.pruners.oracle import Oracle
 from prunelab.pruners.random import Random
 from prunelab.pruners.scheduled import Scheduled
 from prunelab.pruners.select import Granularity, check_amount, scored_names
+from prunelab.pruners.while_training import WhileTraining
 from prunelab.pruners.zero_keep import ZeroKeep
 from prunelab.settings import Prune
 
@@ -86,6 +88,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "apoz": Method(DropNet, {"metric": "apoz"}),
         "nnrelief": Method(NNrelief),
         # related methods
+        "dropneuron": Method(DropNeuron),
+        "while_training": Method(WhileTraining),
         "glance": Method(Glance),
         "zero_keep": Method(ZeroKeep),
         "one_cycle": Method(Scheduled, {"schedule": "one_cycle"}),

@@ -1,0 +1,177 @@
+"""Pruning filters while training: a few filters of every convolution go after each epoch, without any retraining.
+
+Source: Roy, Panda, Srinivasan and Raghunathan, "Pruning Filters while Training for Efficiently Optimizing Deep Learning
+Networks", IJCNN 2020 (arXiv 2003.02800). Only the abstract could be read: filters go during the training itself; L1,
+mean activation and random are compared. The schedule is our own default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunelab.chains import ShrinkError, remove_units, whole_index
+from prunelab.masks import Masks, layer_of
+from prunelab.pruners.activations import unit_sums
+from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.scores import magnitude, random, reduce_to_units
+from prunelab.pruners.select import keep_highest_units, scored_names, unit_masks, units_of
+from prunelab.quantities import need
+from prunelab.settings import Fraction, settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PASSES = 3  # forward, gradient of the inputs, gradient of the weights: each as many multiply-accumulates (own model)
+
+
+@settings
+class WhileTraining:
+    """After each epoch the lowest filters of every layer go, so many that the schedule's number is reached.
+
+    Of a layer that began with C filters, ``target_pruned`` are gone after epoch e: none before ``start``, the
+    ``fraction`` from ``stop`` on, linearly between, rounded down cumulatively; never all. Scores, per layer, over the
+    filters that are left: ``"l1"``: sum of |w| over the inputs that are left; ``"activation"``: the mean behind the
+    ReLU over the training part, with the weights at the end of the epoch; ``"random"``. A filter that went never comes
+    back. In a plain chain it is removed physically, with its bias and the inputs of the next layer, and the optimiser's
+    moments of the others stay; in any other model its weights, its bias and its BatchNorm's are masked.
+
+    The criteria and that pruning happens while training are the paper's. Our own defaults: linear between a fifth and
+    four fifths of the training, the same fraction in every layer, the first included.
+
+    Attributes:
+        score: what decides.
+        fraction: of the filters of each layer, at the end; the abstract names 50 % and 80 %.
+        start: share of the training before which nothing goes.
+        stop: share of the training after which nothing goes.
+        granularity: ``"filter"``, as published; ``"neuron"`` or ``"unit"`` (both) prune hidden Linear layers as well.
+    """
+
+    score: Literal["l1", "activation", "random"] = "l1"
+    fraction: Fraction = 0.5
+    start: float = 0.2
+    stop: float = 0.8
+    granularity: Literal["filter", "neuron", "unit"] = "filter"
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that does not fit into the training."""
+        if not 0 <= self.start < self.stop <= 1:
+            raise ValueError(f"start = {self.start}, stop = {self.stop}: should be shares of the training, start first")
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model in which nothing can go."""
+        scored_names(model, Masks.ones(model), self.granularity)
+
+    def due(self, progress: Progress) -> bool:
+        """Whether the schedule has risen since the last time."""
+        before = 0.0 if progress.last is None else self._share(progress.last, progress.epochs)
+        return self._share(len(progress.losses) - 1, progress.epochs) > before
+
+    def act(self, now: Moment) -> Change:
+        """Remove what is due."""
+        names = scored_names(now.model, now.masks, self.granularity)
+        there = units_of(now.masks, names)
+        began = {layer: int(now.state.get(layer, torch.tensor(len(keep)))) for layer, keep in there.items()}
+        epochs = now.progress.epochs
+        when = len(now.progress.losses) - 1, self.start * epochs, self.stop * epochs
+        count = {
+            layer: target_pruned(began[layer], self.fraction, *when) - (began[layer] - int(keep.sum()))
+            for layer, keep in there.items()
+        }
+        state = {layer: torch.tensor(units) for layer, units in began.items()}
+        if not any(count.values()):
+            index = whole_index(now.model)
+            return Change(
+                now.model, now.masks, now.moments, now.masks, index, 0.0, state=state, note="not yet a whole filter"
+            )
+        scores = self._scores(now, names)
+        kept = keep_highest_units(scores, there, count, now.generator)
+        return without(now, kept, scores, state)
+
+    def _share(self, epoch: int, epochs: int) -> float:
+        return progress_of(epoch, self.start * epochs, self.stop * epochs)
+
+    def _scores(self, now: Moment, names: Sequence[str]) -> dict[str, Tensor]:
+        """Layer -> float [units], higher = keep."""
+        if self.score == "random":
+            return random(now.model, names, now.generator, units=True)
+        if self.score == "l1":
+            return reduce_to_units(magnitude(now.model, names), names)
+        sums, samples = unit_sums(now.model, [layer_of(name) for name in names], now.batches(), _mean_over_positions)
+        return {layer: (total / samples).float() for layer, total in sums.items()}
+
+
+def _mean_over_positions(output: Tensor, positions: Sequence[int]) -> Tensor:
+    return (output.mean(list(positions)) if positions else output).sum(0)
+
+
+def progress_of(epoch: int, start: float, stop: float) -> float:
+    """Which share of the pruning is done after an epoch (0-based) that begins at ``start`` and ends at ``stop``."""
+    return min(max((epoch + 1 - start) / (stop - start), 0.0), 1.0)
+
+
+def target_pruned(filters: int, fraction: float, epoch: int, start: float, stop: float) -> int:
+    """Filters of a layer that are to be gone after an epoch; at least one stays.
+
+    Args:
+        filters: that the layer began with.
+        fraction: to be gone at the end.
+        epoch: 0-based.
+        start: epoch at which the pruning begins; need not be whole.
+        stop: epoch at which it is over.
+    """
+    return min(int(filters * fraction * progress_of(epoch, start, stop) + 1e-9), filters - 1)
+
+
+def without(
+    now: Moment,
+    kept: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor] | None,
+    state: Mapping[str, Tensor],
+    **more: Any,
+) -> Change:
+    """The network without some units: cut to size where it is a plain chain, masked elsewhere.
+
+    Args:
+        now: the network as it was trained.
+        kept: layer -> bool [units], what is left.
+        scores: for the record.
+        state: what the method wants back.
+        more: further fields of the ``Change``.
+    """
+    fewer = now.masks & unit_masks(now.model, kept)
+    try:
+        smaller = remove_units(now.model, {layer: keep.nonzero().flatten() for layer, keep in kept.items()})
+    except ShrinkError:  # no plain chain
+        rate = 1 - fewer.weights.kept / max(now.masks.weights.kept, 1)
+        index = whole_index(now.model)
+        return Change(now.model, fewer, now.moments, fewer, index, rate, scores, state=state, **more)
+    left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
+    moments = {kind: {name: smaller.cut(name, t) for name, t in own.items()} for kind, own in now.moments.items()}
+    rate = 1 - left.weights.kept / max(now.masks.weights.kept, 1)
+    return Change(smaller.model, left, moments, fewer, smaller.index, rate, scores, state=state, **more)
+
+
+def training_cost(rounds: pd.DataFrame, samples: int, by: Sequence[str] = ("strategy", "seed", "id")) -> pd.DataFrame:
+    """What whole trainings cost, counted and measured.
+
+    Args:
+        rounds: one row per run and round: macs (of the network that was trained in it), epochs, seconds, prune_seconds;
+            ``by``.
+        samples: of the training part.
+        by: columns that name a run.
+
+    Returns:
+        One row per run: ``training_macs``: macs x samples x 3 summed over all epochs (forward and twice as much
+        backward: our own cost model), and ``training_seconds``: measured, with the time of pruning.
+    """
+    keys = [name for name in by if name in rounds]
+    need(rounds, [*keys, "macs", "epochs", "seconds", "prune_seconds"], "training_cost")
+    spent = rounds.assign(
+        training_macs=rounds["macs"] * rounds["epochs"] * samples * PASSES,
+        training_seconds=rounds["seconds"] + rounds["prune_seconds"],
+    )
+    return spent.groupby(keys, sort=False)[["training_macs", "training_seconds"]].sum().reset_index()
