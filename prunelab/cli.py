@@ -93,6 +93,66 @@ def reproduce(
     return FAILED if failed else 0
 
 
+def compare(
+    methods: Names,
+    /,
+    models: tuple[str, ...] = ("lenet_300_100",),
+    data: str = "mnist",
+    amounts: tuple[float, ...] = (0.5,),
+    rounds: int = 5,
+    seeds: int = 3,
+    epochs: int = 6,
+    recovery: int = 2,
+    train_size: int = 0,
+    controls: bool = False,
+    jobs: int | None = None,
+    device: str = "auto",
+    save: Path | None = None,
+) -> int:
+    """Put pruning methods beside each other, and beside random and magnitude pruning, with one training budget.
+
+    Args:
+        methods: names, options behind a colon, as in taylor:granularity=unit,scope=layer.
+        models: architectures.
+        data: data set.
+        amounts: fractions of what is left that go in a round.
+        rounds: prunings; five halvings are compressions of 2, 4, 8, 16 and 32.
+        seeds: independent runs of each method.
+        epochs: of the dense training.
+        recovery: epochs after each pruning.
+        train_size: training samples; 0: all.
+        controls: also shuffled masks, magnitude with each method's layer proportions, and its masks on new weights.
+        jobs: processes that train side by side; left out: one per core.
+        device: auto, cpu or cuda.
+        save: a file for the numbers, one row per run and round, as CSV.
+    """
+    from prunelab import checklist, tables
+    from prunelab.experiment import run_all
+    from prunelab.protocols import comparable
+    from prunelab.protocols import compare as grid
+
+    if not methods:
+        raise PrunelabError(f"compare what? Name one method or more of: {', '.join(comparable())}")
+    if save is not None and not save.parent.is_dir():
+        raise PrunelabError(f"--save {save}: there is no folder {save.parent}; make it first")
+    studies = grid(
+        methods, models=models, data=data, amounts=amounts, rounds=rounds, seeds=seeds, epochs=epochs,
+        recovery=recovery, train_size=train_size or None, controls=controls,
+    )  # fmt: skip
+    named = {(model, name): runs for model, study in studies.items() for name, runs in study.items()}
+    several = len(studies) > 1
+    labels = {key: f"{key[0]}: {key[1]}" if several else key[1] for key in named}
+    results = run_all({labels[key]: runs for key, runs in named.items()}, jobs=jobs, device=device)
+    found = results.rounds
+    metrics = ["test_accuracy", "compression_ratio", "effective_macs"]
+    print(tables.comparison(found, by=["strategy", "round"], metrics=metrics))
+    print(f"\n{checklist.checklist(found)}\n\n{results}; {epochs} + {rounds} x {recovery} epochs each")
+    if save is not None:
+        found.to_csv(save, index=False)
+        print(f"numbers: {save}")
+    return FAILED if results.failed else 0
+
+
 def _run(head: str, job: object) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
     from prunelab import notebook_runner, progress
@@ -355,6 +415,7 @@ def runs_discard(run: tyro.conf.Positional[str], /) -> int:
 COMMANDS: dict[str, Callable[..., int] | dict[str, Callable[..., int]]] = {
     "list": list_,
     "reproduce": reproduce,
+    "compare": compare,
     "verify": verify,
     "status": status,
     "data": {"list": data_list, "prepare": data_prepare, "verify": data_verify},

@@ -30,6 +30,7 @@ from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.progress import shown, tick
 from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, Progress
+from prunelab.pruners.select import keep_as_many
 from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
 from prunelab.settings import Run
@@ -132,6 +133,10 @@ def run_all(
             raise PrunelabError(
                 f"run {run.id} takes the masks of {leader!r}, which is neither stored nor among the runs"
             )
+        if leader and run.prune.follow == "counts" and not isinstance(pruners.build(run.prune), pruners.Ranking):
+            raise PrunelabError(
+                f"run {run.id} follows the counts of another: {run.prune.method!r} has no scores to rank"
+            )
     if jobs is None:
         jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else _cores()
     leaders = [run for run in missing if not run.prune.masks_of]
@@ -162,10 +167,20 @@ def check(runs: Iterable[Run]) -> None:
         if (key := (run.data, run.model, run.prune)) in checked:
             continue
         checked.add(key)
+        if not data.labelled:
+            _check_numbers(run, pruner)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
         pruners.first_masks(model, pruner, run.prune.layers)
         if isinstance(pruner, DuringTraining):
             pruner.check(model)
+
+
+def _check_numbers(run: Run, pruner: Any) -> None:
+    """Refuse, where the targets are numbers, what only makes sense for classes."""
+    if isinstance(pruner, pruners.Criterion | pruners.Oracle):
+        raise PrunelabError(f"method {run.prune.method!r} looks at labels: {run.data.name} has numbers as targets")
+    if run.train.augment != "none":
+        raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")
 
 
 def _cores() -> int:
@@ -454,13 +469,15 @@ class _Active:
 
     def _pruned(self, model: nn.Module, current: Masks) -> tuple[Mapping[str, Tensor] | None, Masks]:
         amount, pruner = self.run.prune.amount, self.pruner
-        if self.run.prune.masks_of:
+        if self.run.prune.masks_of and self.run.prune.follow == "masks":
             return None, current & self._followed()
         if getattr(pruner, "needs_start", False):
             pruner = pruner.since(dict(self._fresh(self.run.seed).named_parameters()))
         if not isinstance(pruner, pruners.Ranking):
             return None, pruner.masks(model, self._batches(), current, amount, self.choice)
         scores = pruner.scores(model, self._batches(), current, self.choice)
+        if self.run.prune.masks_of:
+            return scores, keep_as_many(model, scores, current, self._followed(), self.choice)
         return scores, pruner.select(model, scores, current, amount, self.choice)
 
     def _followed(self) -> Masks:
@@ -485,7 +502,7 @@ class _Active:
         split = self.data.train
         size = max(1, min(EVALUATION_BATCH, 2**21 // math.prod(self.data.shape)))
         for start in range(0, len(split.y), size):
-            yield self.data.scale(split.x[start : start + size]), split.y[start : start + size]
+            yield self.data.scale(split.x[start : start + size]), self.data.target(split.y[start : start + size])
 
     def _take(self, change: Change) -> None:
         """Record what goes, in the coordinates of the dense network, and begin the next round."""

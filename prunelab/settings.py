@@ -81,9 +81,10 @@ class Data:
     split_seed: int = 42
     train_size: int | None = None  # use only so many training samples; None: all
     test_size: int | None = None  # likewise for validation and test samples
-    scaling: Literal["unit", "standard", "minmax", "minmax_all"] = (
-        "unit"  # minmax_all looks at the test part too, as DyPrune does
+    scaling: Literal["unit", "standard", "minmax", "minmax_all", "centred", "raw"] = (
+        "unit"  # minmax_all looks at the test part too, as DyPrune does; centred: images from -0.5 to 0.5
     )
+    target: Literal["label", "input"] = "label"  # input: the sample itself, for an autoencoder
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
@@ -153,7 +154,10 @@ class Prune:
     )
     stop: Annotated[float, Field(gt=0, le=1)] | None = None  # no further round once this density of units was trained
     recover: Literal["finetune", "rewind", "reinit", "none"] = "finetune"
-    masks_of: str = ""  # id of a run whose masks this one takes, round by round, in place of choosing its own
+    masks_of: str = ""  # id of a run that this one follows, round by round
+    follow: Literal["masks", "counts"] = (
+        "masks"  # what it takes of that run: its masks, or only how much each layer keeps, chosen by its own method
+    )
     layers: tuple[str, ...] = ()  # names of the layers that may be pruned; (): every Linear and Conv2d of the model
     options: dict[str, Literals] = dataclasses.field(default_factory=dict)
 

@@ -194,6 +194,29 @@ def remove_lowest(
     return current & unit_masks(model, after) if units else after
 
 
+def keep_as_many(
+    model: nn.Module, scores: Mapping[str, Tensor], current: Masks, other: Masks, generator: torch.Generator
+) -> Masks:
+    """Remove the lowest scores of each layer until it keeps no more than in ``other``: with that one's proportions.
+
+    Blalock et al., MLSys 2020, appendix B, ask for this control: random and magnitude pruning with the proportions of
+    the method under test. With random scores it is a shuffled mask.
+
+    Args:
+        model: The model that the masks are for.
+        scores: As for ``remove_lowest``.
+        current: What is still there.
+        other: The masks whose counts decide; which entries they keep does not matter.
+        generator: Breaks ties.
+    """
+    units = any(name not in current for name in scores)
+    names = [f"{layer}.weight" if layer else "weight" for layer in scores] if units else list(scores)
+    there, wanted = (Masks(units_of(masks, names)) if units else masks for masks in (current, other))
+    count = {name: max(0, there.counts[name] - wanted.counts[name]) for name in scores}
+    after = keep_highest(scores, there, count, generator, allow_empty=True)
+    return current & unit_masks(model, after) if units else after
+
+
 def _without_lowest(
     scores: Mapping[str, Tensor], current: Masks, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:

@@ -1,0 +1,155 @@
+"""Any methods beside each other on any models: one budget, the same seeds, and the controls that belong to a claim.
+
+>>> studies = compare(["snip", "magnitude:scope=layer"], models=["lenet_300_100"], controls=True)
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prunelab.errors import PrunelabError
+from prunelab.pruners import METHODS, build
+from prunelab.pruners.during import DuringTraining
+from prunelab.settings import Data, Model, Prune, Run, Train
+
+Grid = dict[str, list[Run]]
+
+
+def compare(
+    methods: Sequence[str],
+    *,
+    models: Sequence[str] = ("lenet_300_100",),
+    data: str = "mnist",
+    amounts: Sequence[float] = (0.5,),
+    rounds: int = 5,
+    seeds: int = 3,
+    epochs: int = 6,
+    recovery: int = 2,
+    train_size: int | None = None,
+    controls: bool = False,
+) -> dict[str, Grid]:
+    """A grid of methods x models x amounts x seeds with random and magnitude pruning beside them.
+
+    Every run trains ``epochs`` dense epochs (round 0 is the dense baseline), then, ``rounds`` times, removes an amount
+    of what is left and fine-tunes for ``recovery`` epochs: with 0.5 and 5 rounds, compressions of 2, 4, 8, 16 and 32.
+    Adam at 1e-3, batches of 128. The protocol is our own default.
+
+    Args:
+        methods: names of ``pruners.METHODS``, options behind a colon: ``"taylor:granularity=unit,scope=layer"``.
+        models: names of ``models.MODELS``.
+        data: name of the data set.
+        amounts: fractions of the remaining weights or units, per round; each is a curve of its own.
+        rounds: prunings.
+        seeds: independent runs of each method.
+        epochs: of the dense training.
+        recovery: epochs after each pruning.
+        train_size: training samples; None: all.
+        controls: for every method also random (a shuffled mask) and magnitude pruning with its layer proportions, and
+            its masks on newly drawn weights (see ``controls_of``).
+
+    Returns:
+        Model -> name in legends -> runs.
+
+    Raises:
+        PrunelabError: a method that is unknown, or that prunes while it trains.
+    """
+    train, again = (Train(epochs=n, batch_size=128, optimiser="adam") for n in (epochs, recovery))
+    chosen = [method_of(spec) for spec in methods]
+    studies: dict[str, Grid] = {}
+    for model in models:
+        study: Grid = {}
+        for amount in amounts:
+            rate = f", {amount:.0%} a round" if len(amounts) > 1 else ""
+            for name, prune in _with_baselines(chosen, amount, rounds).items():
+                own = Run(Data(data, train_size=train_size), Model(model), train, prune, again)
+                study[name + rate] = [dataclasses.replace(own, seed=seed) for seed in range(seeds)]
+                if controls and name not in _BASELINES:
+                    study |= controls_of(name + rate, study[name + rate])
+        studies[model] = study
+    return studies
+
+
+_BASELINES = ("random", "magnitude", "random units", "L1 units")
+
+
+def method_of(spec: str) -> tuple[str, str, dict[str, Any]]:
+    """``"snip:scope=layer"`` -> its name in legends, the method, its options.
+
+    Raises:
+        PrunelabError: an option without a value.
+    """
+    method, _, rest = spec.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        option, equals, value = part.partition("=")
+        if not equals:
+            raise PrunelabError(f"method {spec!r}: write options as name=value, as in {method}:{option}=...")
+        try:
+            options[option.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[option.strip()] = value.strip()
+    name = method.strip()
+    return name + "".join(f", {key} {value}" for key, value in options.items()), name, options
+
+
+def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: float, rounds: int) -> dict[str, Prune]:
+    """Legend -> settings; random and magnitude come first, of weights, units, or both as the methods need."""
+    chosen: dict[str, Prune] = {}
+    for name, method, options in methods:
+        prune = Prune(method, amount, rounds, options=options)
+        pruner = build(prune)
+        if isinstance(pruner, DuringTraining) or method == "none":
+            raise PrunelabError(f"{method!r} has no rounds to compare: choose one that prunes trained networks")
+        if "allow_empty" in {field.name for field in dataclasses.fields(pruner)}:  # type: ignore[arg-type]
+            prune = dataclasses.replace(prune, options={"allow_empty": True, **options})
+        chosen[name] = prune
+    baselines: dict[str, Prune] = {}
+    for prune in chosen.values():
+        for name, baseline in _of_kind(prune).items():
+            baselines[name] = Prune(baseline[0], amount, rounds, options={**baseline[1], "allow_empty": True})
+    return {**baselines, **{name: prune for name, prune in chosen.items() if prune not in baselines.values()}}
+
+
+def _of_kind(prune: Prune) -> Mapping[str, tuple[str, dict[str, Any]]]:
+    """Random and magnitude pruning of the same things: single weights, or units."""
+    if getattr(build(prune), "granularity", "weight") == "weight":
+        return {"random": ("random", {}), "magnitude": ("magnitude", {})}
+    unit = {"granularity": "unit"}
+    return {"random units": ("random", unit), "L1 units": ("magnitude", unit)}
+
+
+def controls_of(name: str, runs: Sequence[Run]) -> Grid:
+    """Three controls of finished masks, run by run: each follows the run with its seed, round by round.
+
+    - ``random, layers as X``: as many per layer as X keeps, drawn at random, which is X's mask shuffled in each layer;
+    - ``magnitude, layers as X``: as many per layer as X keeps, the largest;
+    - ``X, new weights``: X's masks on weights drawn anew in every round, trained for the whole budget up to that round.
+
+    Sources: Blalock et al., MLSys 2020, appendix B (the first two); Frankle et al., ICLR 2021, section 4 (shuffled and
+    re-initialised).
+
+    Args:
+        name: of the method in legends.
+        runs: its runs.
+    """
+    found: Grid = {}
+    for run in runs:
+        kinds = {label.split()[0].lower().replace("l1", "magnitude"): b for label, b in _of_kind(run.prune).items()}
+        for label, (method, options) in kinds.items():
+            prune = dataclasses.replace(
+                run.prune, method=method, options={**options, "allow_empty": True}, masks_of=run.id, follow="counts"
+            )
+            found.setdefault(f"{label}, layers as {name}", []).append(dataclasses.replace(run, prune=prune))
+        whole = run.train.epochs + run.prune.rounds * (run.retrain or run.train).epochs
+        prune = dataclasses.replace(run.prune, masks_of=run.id, recover="reinit")
+        again = dataclasses.replace(run.retrain or run.train, epochs=whole)
+        found.setdefault(f"{name}, new weights", []).append(dataclasses.replace(run, prune=prune, retrain=again))
+    return found
+
+
+def comparable() -> list[str]:
+    """Names of the methods that ``compare`` takes."""
+    return [name for name in METHODS if name != "none" and not isinstance(build(Prune(name)), DuringTraining)]

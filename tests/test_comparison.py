@@ -1,0 +1,182 @@
+"""Methods beside each other: the grid, the controls made from finished masks, and what the checklist finds."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from prunelab import cli
+from prunelab.checklist import checklist
+from prunelab.errors import PrunelabError
+from prunelab.experiment import run_all
+from prunelab.masks import Masks
+from prunelab.protocols import comparable, compare
+from prunelab.protocols.comparison import method_of
+from prunelab.pruners.select import keep_as_many, unit_masks
+from prunelab.results import Store
+
+SMALL = {"data": "digits", "rounds": 2, "seeds": 1, "epochs": 1, "recovery": 1, "train_size": 200}
+
+
+def test_a_method_is_written_with_its_options():
+    assert method_of("snip") == ("snip", "snip", {})
+    assert method_of("taylor:granularity=unit,allow_empty=True") == (
+        "taylor, granularity unit, allow_empty True",
+        "taylor",
+        {"granularity": "unit", "allow_empty": True},
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("snip:scope", "write options as name=value, as in snip:scope="),
+        ("snipp", "did you mean 'snip'"),
+        ("snip:scop=layer", "no option 'scop': did you mean 'scope'"),
+        ("dyprune", "has no rounds to compare"),
+        ("none", "has no rounds to compare"),
+    ],
+)
+def test_a_method_that_cannot_be_compared_is_refused(spec, complaint):
+    with pytest.raises(PrunelabError, match=complaint):
+        compare([spec])
+
+
+def test_baselines_of_the_same_kind_stand_beside_every_method_once():
+    (study,) = compare(["snip", "wanda", "dropnet", "magnitude"], seeds=2).values()
+    assert list(study) == ["random", "magnitude", "random units", "L1 units", "snip", "wanda", "dropnet"]
+    assert [run.seed for run in study["snip"]] == [0, 1]
+    assert len({(run.train, run.retrain) for runs in study.values() for run in runs}) == 1
+
+
+def test_several_amounts_are_several_curves():
+    (study,) = compare(["snip"], amounts=(0.5, 0.8), seeds=1).values()
+    assert {name: runs[0].prune.amount for name, runs in study.items() if name.startswith("snip")} == {
+        "snip, 50% a round": 0.5,
+        "snip, 80% a round": 0.8,
+    }
+
+
+def test_counts_of_another_mask_are_met_layer_by_layer_with_the_highest_scores():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    names = ["0.weight", "1.weight"]
+    other = Masks({names[0]: torch.tensor([[1, 0], [0, 0]]).bool(), names[1]: torch.tensor([[1, 1], [1, 0]]).bool()})
+    scores = {names[0]: torch.tensor([[1.0, 4], [3, 2]]), names[1]: torch.tensor([[4.0, 1], [2, 3]])}
+    kept = keep_as_many(model, scores, Masks.ones(model), other, torch.Generator())
+    assert kept[names[0]].tolist() == [[False, True], [False, False]]
+    assert kept[names[1]].tolist() == [[True, False], [True, True]]
+
+
+def test_counts_of_units_are_met_with_whole_units():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    other = Masks.ones(model) & unit_masks(model, {"0": torch.tensor([True, False, False])})
+    kept = keep_as_many(model, {"0": torch.tensor([1.0, 3, 2])}, Masks.ones(model), other, torch.Generator())
+    assert kept["0.weight"].tolist() == [[False, False], [True, True], [False, False]]
+    assert kept["2.weight"].all()
+
+
+def test_what_is_gone_stays_gone_when_the_other_mask_keeps_more():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    current = Masks({"0.weight": torch.tensor([[True, False], [False, False]])})
+    kept = keep_as_many(model, {"0.weight": torch.ones(2, 2)}, current, Masks.ones(model), torch.Generator())
+    assert kept["0.weight"].tolist() == current["0.weight"].tolist()
+
+
+@pytest.mark.parametrize("method", ["snip", "dropnet"])
+def test_controls_follow_the_layer_proportions_of_their_method(method, tmp_path):
+    (study,) = compare([method], controls=True, **SMALL).values()
+    store = Store(tmp_path)
+    results = run_all(study, store=store, jobs=1, progress=False)
+    assert not results.failed
+    masks = {name: store.masks(runs[0].id) for name, runs in study.items()}
+
+    def units(mask, layer):
+        return int(mask[f"{layer}.weight"].any(1).sum())
+
+    own = masks[method]
+    weights = [name for name in own if name.endswith("weight")]
+    for control in (f"random, layers as {method}", f"magnitude, layers as {method}"):
+        for name in weights:
+            if method == "snip":
+                assert masks[control][name].sum() == own[name].sum()
+            else:
+                assert units(masks[control], name[:-7]) == units(own, name[:-7])
+    assert any((masks[f"random, layers as {method}"][n] != own[n]).any() for n in weights)
+    for name in own:
+        np.testing.assert_array_equal(masks[f"{method}, new weights"][name], own[name])
+
+
+def test_a_method_without_scores_cannot_follow_counts(tmp_path):
+    (study,) = compare(["nnrelief"], **SMALL).values()
+    prune = dataclasses.replace(study["nnrelief"][0].prune, masks_of=study["random"][0].id, follow="counts")
+    run = dataclasses.replace(study["nnrelief"][0], prune=prune)
+    with pytest.raises(PrunelabError, match="'nnrelief' has no scores to rank"):
+        run_all([study["random"][0], run], store=Store(tmp_path), jobs=1, progress=False)
+
+
+def rows(models=("a", "b", "c"), seeds=3, compressions=(2, 4, 8, 16, 32), names=("random", "magnitude", "snip")):
+    return pd.DataFrame(
+        {
+            "id": f"{model}{name}{seed}",
+            "strategy": name,
+            "seed": seed,
+            "data": "mnist",
+            "model": model,
+            "method": name,
+            "round": number,
+            "epoch": 6 + 2 * number,
+            "compression_ratio": ratio,
+            "test_accuracy": 0.9 if number == 0 else 0.5 + 0.01 * seed,
+            "effective_macs": 100 / ratio,
+        }
+        for model in models
+        for name in names
+        for seed in range(seeds)
+        for number, ratio in enumerate((1, *compressions))
+    )
+
+
+def found(frame):
+    return checklist(frame).numbers.set_index("point")["kept"].to_dict()
+
+
+def test_the_checklist_ticks_what_is_there():
+    ticks = found(rows(names=("random", "magnitude", "snip", "random, layers as snip", "snip, new weights")))
+    assert all(ticks.values())
+
+
+@pytest.mark.parametrize(
+    ("point", "frame"),
+    [
+        ("three or more pairs of data and architecture", rows(models=("a", "b"))),
+        ("compressions 2, 4, 8, 16, 32", rows(compressions=(2, 4, 8, 16))),
+        ("several seeds with their spread", rows(seeds=2)),
+        ("random and magnitude pruning beside them", rows(names=("magnitude", "snip"))),
+        ("both with the layer proportions of the method", rows()),
+        ("the masks on new weights", rows()),
+        ("one dense baseline for all", rows().assign(test_accuracy=lambda f: f.index / 1000)),
+        ("one training budget for all", rows().assign(epoch=lambda f: f["epoch"] + (f["strategy"] == "snip"))),
+    ],
+)
+def test_the_checklist_crosses_what_is_not(point, frame):
+    assert not found(frame)[point]
+
+
+def test_compare_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PRUNELAB_RUNS", str(tmp_path / "runs"))
+    words = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert cli.main(["compare", "snip", *words, "--jobs", "1", "--save", str(tmp_path / "rows.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "snip" in said
+    assert "After Blalock et al." in said
+    assert set(pd.read_csv(tmp_path / "rows.csv")["strategy"]) == {"random", "magnitude", "snip"}
+    assert cli.main(["compare"]) == 2
+    assert "Name one method or more of" in capsys.readouterr().err
+
+
+def test_whatever_is_called_comparable_can_be_compared():
+    (study,) = compare(comparable(), seeds=1).values()
+    assert len(study) >= len(comparable()) - 2
