@@ -27,7 +27,7 @@ class Split:
 
     Attributes:
         x: uint8 images [N, C, H, W], or float32 features [N, F].
-        y: Labels, int64 [N].
+        y: Labels, int64 [N]; or what a network has to give as numbers: float32 [N, outputs], or the images themselves.
     """
 
     x: Tensor
@@ -47,7 +47,7 @@ class Dataset:
     Attributes:
         name: The name it was loaded by.
         source: What to write beside every number, such as ``"CIFAR-10 (JPEG)"``.
-        classes: Names of the classes; label k is ``classes[k]``.
+        classes: Names of the classes, label k is ``classes[k]``; of the outputs, where these are numbers.
         train: What is learnt from.
         validation: Held out of the training part; no sample where ``Data.validation`` is 0.
         test: For the reported numbers only.
@@ -72,6 +72,15 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) or (F,)."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the targets are classes; numbers are learnt with the mean squared error."""
+        return self.train.y.dtype == torch.int64
+
+    def target(self, y: Tensor) -> Tensor:
+        """Targets as the loss takes them: labels as they are, images scaled like inputs and flattened, [..., C*H*W]."""
+        return self.scale(y).flatten(-3) if y.dtype == torch.uint8 else y
 
     def scale(self, x: Tensor) -> Tensor:
         """A batch as a network takes it.
@@ -107,7 +116,7 @@ def load(data: str | Data, device: str | torch.device = "cpu") -> Dataset:
     ``unit`` and ``minmax`` map the training part to 0..1, ``minmax_all`` all parts together (a leak, as in DyPrune);
     ``standard`` gives the training part mean 0 and (population) standard deviation 1. Features are scaled here, each
     by itself. Images are scaled batch by batch in ``Dataset.scale``: ``unit`` divides by the largest possible pixel
-    value, the others go channel by channel.
+    value, ``centred`` then subtracts 0.5, the others go channel by channel. ``raw`` leaves every number as it is.
 
     Args:
         data: The settings, or a name, which takes the default ones: a name in ``prunelab.data_sources.SOURCES``, one
@@ -124,16 +133,20 @@ def load(data: str | Data, device: str | torch.device = "cpu") -> Dataset:
     where = _device(device)
     raw, digest = read(fill(settings.name))
     parts = _divide(raw, settings)
-    shift, spread = _fit(settings.scaling, parts)
+    shift, spread = _fit(settings, parts, raw.peak)
     if shift is not None and parts["train"].x.is_floating_point():
         parts = {name: Split((part.x - shift) / spread, part.y) for name, part in parts.items()}
         shift = spread = None
     moved = {name: Split(part.x.to(where), part.y.to(where)) for name, part in parts.items()}
+    classes = raw.classes
+    if settings.target == "input":
+        moved = {name: Split(part.x, part.x) for name, part in moved.items()}
+        classes = tuple(map(str, range(moved["train"].x[0].numel())))
     scaling = {
         "shift": shift if shift is None else shift.to(where),
         "spread": spread if spread is None else spread.to(where),
     }
-    return Dataset(settings.name, raw.source, raw.classes, **moved, peak=raw.peak, **scaling, digest=digest)
+    return Dataset(settings.name, raw.source, classes, **moved, peak=raw.peak, **scaling, digest=digest)
 
 
 def order(n: int, generator: torch.Generator) -> Tensor:
@@ -248,12 +261,18 @@ def _take(x: Tensor, y: Tensor, rows: Tensor) -> Split:
     return Split(x.index_select(0, rows), y[rows])
 
 
-def _fit(scaling: str, parts: dict[str, Split]) -> tuple[Tensor | None, Tensor | None]:
-    """What to subtract and to divide by, float32 per feature or channel; None, None for images in unit scaling."""
-    train = parts["train"].x
+def _fit(settings: Data, parts: dict[str, Split], peak: int) -> tuple[Tensor | None, Tensor | None]:
+    """What to subtract and to divide by, float32 per feature or channel; None, None where ``Dataset.scale`` knows."""
+    train, scaling = parts["train"].x, settings.scaling
     image = not train.is_floating_point()
-    if scaling == "unit" and image:
+    if scaling == ("unit" if image else "raw"):
         return None, None
+    if scaling == "raw":
+        return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    if scaling == "centred":
+        if not image:
+            raise DataError(f"{settings.name}: Data.scaling = 'centred' is for images: use 'standard' for features")
+        return torch.full((1, 1, 1), peak / 2), torch.full((1, 1, 1), float(peak))
     if scaling == "standard":
         shift, spread = _moments(train)
     else:

@@ -111,7 +111,7 @@ def fill(name: str, place: Path | None = None, *, overwrite: bool = False) -> Pa
         return path
     source = _source(name, new=place is not None)
     if place is not None and not source.layout:
-        raise DataError(f"{name} ships in scikit-learn: leave --from out")
+        raise DataError(f"{name} {source.origin}: leave --from out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -202,9 +202,12 @@ def read(path: Path) -> tuple[Raw, str]:
     except (KeyError, json.JSONDecodeError) as error:
         raise _damaged(path, f"incomplete: {error}") from None
     for x, y in pairs:
-        types = (torch.uint8 if x.ndim == 4 else torch.float32, torch.int64)
+        numbers = y.dtype == torch.float32 and y.ndim == 2  # to be met as they are, not classes
+        types = (torch.uint8 if x.ndim == 4 else torch.float32, torch.float32 if numbers else torch.int64)
         if len(x) != len(y) or len(y) == 0 or (x.dtype, y.dtype) != types:
             raise _damaged(path, "its tensors are no images and labels")
+        if numbers:
+            continue
         if y.min() < 0 or y.max() >= len(classes):
             raise _damaged(path, f"a label is out of range 0..{len(classes) - 1}")
     return raw, digest
@@ -254,6 +257,6 @@ def _origin(name: str) -> str:
     """Where ``prepare`` would get a data set now, in words."""
     source, root = _source(name), paths.data_root()
     if not source.layout:
-        return "scikit-learn"
+        return source.origin.removeprefix("ships in ")
     found = source.find(root) if root is not None else None
     return str(found) if found else "download" if source.fetch else "nowhere: prepare it with --from PATH"

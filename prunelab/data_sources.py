@@ -17,6 +17,7 @@ from prunelab.data_readers import (
     read_cifar,
     read_idx,
     read_sklearn,
+    read_sparse_regression,
     read_tiny_imagenet,
     read_tree,
     torchvision,
@@ -39,6 +40,7 @@ class Source:
         shape: Shape of one sample, where it is fixed.
         classes: Number of classes, where it is fixed.
         test: Samples that make the test part by default, where the source has none.
+        origin: In words, where ``layout`` is ().
     """
 
     title: str
@@ -48,6 +50,7 @@ class Source:
     shape: tuple[int, ...] | None = None
     classes: int | None = None
     test: int | None = None
+    origin: str = "ships in scikit-learn"
 
     def find(self, root: Path) -> Path | None:
         """Its place in a data root; of several matches the shortest name, so that a whole set beats a subset."""
@@ -73,6 +76,8 @@ class Source:
             if self.shape not in (None, tuple(x.shape[1:])):
                 shapes = f"samples of shape {tuple(x.shape[1:])}, {self.title} has {self.shape}"
                 raise DataError(f"{where}: {shapes}: is it the right data set?")
+            if y.is_floating_point():
+                continue
             check_labels(y, len(raw.classes), where)
             empty = torch.bincount(y, minlength=len(raw.classes)).eq(0).nonzero().flatten().tolist()
             if empty:
@@ -112,6 +117,9 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         # Test parts of the two that have none: DyPrune's 25 of 150; 297 of 1,797 is our own default and leaves 1,500.
         "iris": Source("Iris", (), partial(read_sklearn, name="iris"), shape=(4,), classes=3, test=25),
         "digits": Source("Digits", (), partial(read_sklearn, name="digits"), shape=(1, 8, 8), classes=10, test=297),
+        "sparse_regression": Source(
+            "Sparse regression", (), read_sparse_regression, shape=(20,), classes=1, origin="generated"
+        ),
         "mnist": _idx_source("MNIST", "MNIST", DIGITS),
         "fashion_mnist": _idx_source("Fashion-MNIST", "FashionMNIST", FASHION),
         "cifar10": _cifar_source("CIFAR-10", "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz", 10),

@@ -164,11 +164,11 @@ def check(runs: Iterable[Run]) -> None:
         if run.data not in seen:
             seen[run.data] = load(run.data)
         data = seen[run.data]
+        if not data.labelled:
+            _check_numbers(run, pruner)
         if (key := (run.data, run.model, run.prune)) in checked:
             continue
         checked.add(key)
-        if not data.labelled:
-            _check_numbers(run, pruner)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
         pruners.first_masks(model, pruner, run.prune.layers)
         if isinstance(pruner, DuringTraining):
@@ -177,7 +177,7 @@ def check(runs: Iterable[Run]) -> None:
 
 def _check_numbers(run: Run, pruner: Any) -> None:
     """Refuse, where the targets are numbers, what only makes sense for classes."""
-    if isinstance(pruner, pruners.Criterion | pruners.Oracle):
+    if getattr(pruner, "score", "") in ("snip", "taylor") or isinstance(pruner, pruners.Oracle):
         raise PrunelabError(f"method {run.prune.method!r} looks at labels: {run.data.name} has numbers as targets")
     if run.train.augment != "none":
         raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")

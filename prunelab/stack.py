@@ -115,7 +115,8 @@ class Stack:
 
         Args:
             x: as for a call.
-            y: int64 [R, B] or [B].
+            y: labels, int64 [R, B] or [B], for the cross entropy; or numbers, float32 [R, B, C] or [B, C], for the mean
+                squared error, of which no answer is right.
             gradients: parameter name -> tensor of the stacked shape that receives the gradient of each run's mean loss
                 (or, for a model that is no chain, is replaced by it); None: the parameters change by ``-rate`` times
                 it at once.
@@ -130,17 +131,9 @@ class Stack:
         with torch.no_grad():
             tape: list[tuple] = []
             logits = self._forward(x, shared, tape)
-            y = y.expand(len(self), -1)[..., None]
-            highest, predicted = logits.max(-1, keepdim=True)
-            right = (predicted == y).sum((1, 2))
-            shifted = logits - highest
-            own = shifted.gather(-1, y)
-            # In steps, because torch's log_softmax is twice as slow over so short an axis.
-            d = shifted.exp_()
-            total = d.sum(-1, keepdim=True)
-            loss = (total.log() - own).mean((1, 2))
-            d.div_(total).scatter_add_(-1, y, d.new_full((), -1.0).expand(y.shape))
-            d.mul_(1 / y.shape[1] if gradients is not None else (rates / -y.shape[1])[:, None, None])
+            loss, right, d = (_squared_error if y.is_floating_point() else _cross_entropy)(logits, y)
+            samples = logits.shape[1]
+            d.mul_(1 / samples if gradients is not None else (rates / -samples)[:, None, None])
             self._backward(d[0] if len(self) == 1 else d, tape, gradients)
         return loss, right
 
@@ -150,7 +143,7 @@ class Stack:
         """The same for one model of any kind."""
         with torch.enable_grad():
             logits = self.models[0](_last(x))
-            loss = F.cross_entropy(logits, y)
+            loss = (F.mse_loss if y.is_floating_point() else F.cross_entropy)(logits, y)
             found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         with torch.no_grad():
             for (name, parameter), gradient in zip(self.parameters.items(), found, strict=True):
@@ -158,7 +151,8 @@ class Stack:
                     gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient
                 elif gradient is not None:
                     parameter.sub_(rates[0] * gradient)
-            return loss.detach()[None], (logits.argmax(-1) == y).sum()[None]
+            right = torch.zeros_like(y[:, 0], dtype=torch.long) if y.is_floating_point() else logits.argmax(-1) == y
+            return loss.detach()[None], right.sum()[None]
 
     # -- the chain ----------------------------------------------------------------------------------------------------
 
@@ -330,6 +324,28 @@ class Stack:
                 whole = gradients[f"{name}.{parameter}"]
                 (whole if len(self) == 1 else corner(whole[run], own.shape)).copy_(change)
         return back
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss [R], right answers [R], and the gradient of the sum over samples with respect to the logits."""
+    y = y.expand(len(logits), -1)[..., None]
+    highest, predicted = logits.max(-1, keepdim=True)
+    right = (predicted == y).sum((1, 2))
+    shifted = logits - highest
+    own = shifted.gather(-1, y)
+    # In steps, because torch's log_softmax is twice as slow over so short an axis.
+    d = shifted.exp_()
+    total = d.sum(-1, keepdim=True)
+    loss = (total.log() - own).mean((1, 2))
+    d.div_(total).scatter_add_(-1, y, d.new_full((), -1.0).expand(y.shape))
+    return loss, right, d
+
+
+def _squared_error(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for numbers: the mean over samples and outputs of the squared error."""
+    d = outputs - y
+    loss = d.square().mean((1, 2))
+    return loss, torch.zeros_like(loss, dtype=torch.long), d.mul_(2 / d.shape[-1])
 
 
 def _ordered(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -159,8 +159,8 @@ class Epoch:
     """What one epoch of training did to one member.
 
     Attributes:
-        loss: mean cross entropy over the samples, while the weights were changing.
-        accuracy: running accuracy, likewise.
+        loss: mean cross entropy over the samples, while the weights were changing; mean squared error of numbers.
+        accuracy: running accuracy, likewise; NaN of numbers.
         seconds: wall time of the stack's epoch divided by the members that shared it.
         lockstep: how many shared it.
     """
@@ -176,10 +176,10 @@ class Evaluation:
     """A model on one part of the data.
 
     Attributes:
-        loss: mean cross entropy over the samples.
+        loss: mean cross entropy over the samples; where the targets are numbers, the mean squared error.
         loss_of_batches: mean over batches of the training's batch size of their means; DyPrune's published code
             decides by it.
-        accuracy: share of right answers.
+        accuracy: share of right answers; NaN where the targets are numbers, ``f1_macro`` too.
         f1_macro: unweighted mean over the classes of the F1 score; a class that never occurs nor is predicted counts
             as 0.
     """
@@ -340,7 +340,7 @@ class _Lockstep:
         for batch, start in enumerate(range(0, samples, size)):
             rows = slice(start, start + size)
             x, y = self._batch(data, split, rows if order is None else order[:, rows])
-            loss, hits = self.stack.learn(x, y, self.gradients, rates, shared=y.dim() == 1)
+            loss, hits = self.stack.learn(x, y, self.gradients, rates, shared=x.dim() == split.x.dim())
             if step is not None:
                 step()
             losses[batch] = loss
@@ -360,7 +360,8 @@ class _Lockstep:
                 member.failure = (
                     f"the loss was not finite from batch {bad} of epoch {member.epoch} on; lower lr = {member.lr:g}"
                 )
-            done[id(member)] = Epoch(mean[run], right[run].item() / samples, seconds, runs)
+            accuracy = right[run].item() / samples if data.labelled else math.nan
+            done[id(member)] = Epoch(mean[run], accuracy, seconds, runs)
         return done
 
     def _order(self, samples: int) -> Tensor | None:
@@ -375,7 +376,7 @@ class _Lockstep:
         kind, runs = self.settings.augment, len(self.members)
         own = isinstance(rows, Tensor)
         x = split.x.index_select(0, rows.flatten()) if own else split.x[rows]
-        y = split.y[rows]
+        y = data.target(split.y[rows])
         if kind != "none":
             per_run = x.chunk(runs) if own else [x] * runs
             x = torch.cat([augment(part, kind, m.order) for part, m in zip(per_run, self.members, strict=True)])
@@ -426,21 +427,23 @@ class _Lockstep:
             model.eval()
         for start in range(0, len(split.y), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
-            y = split.y[rows]
+            y = data.target(split.y[rows])
             logits = self.stack(data.scale(split.x[rows]), shared=True)
+            if not data.labelled:
+                losses.append((logits - y).square().mean(-1))
+                continue
             flat = F.cross_entropy(logits.flatten(0, 1), y.repeat(runs), reduction="none")
             losses.append(flat.view(runs, -1))
             predicted.append(logits.argmax(-1))
-        loss, prediction = torch.cat(losses, 1).double(), torch.cat(predicted, 1)
+        loss = torch.cat(losses, 1).double()
         batches = torch.stack([part.mean(1) for part in loss.split(self.settings.batch_size, 1)]).mean(0)
-        right = (prediction == split.y).double().mean(1)
+        answers = [(math.nan, math.nan)] * runs
+        if data.labelled:
+            prediction = torch.cat(predicted, 1)
+            right = (prediction == split.y).double().mean(1)
+            answers = [(right[run].item(), f1_macro(prediction[run], split.y, len(data.classes))) for run in range(runs)]
         return {
-            id(member): Evaluation(
-                loss[run].mean().item(),
-                batches[run].item(),
-                right[run].item(),
-                f1_macro(prediction[run], split.y, len(data.classes)),
-            )
+            id(member): Evaluation(loss[run].mean().item(), batches[run].item(), *answers[run])
             for run, member in enumerate(self.members)
         }
 
