@@ -126,16 +126,14 @@ def compare(
         device: auto, cpu or cuda.
         save: a file for the numbers, one row per run and round, as CSV.
     """
-    from prunelab import checklist, tables
+    from prunelab import checklist, comparison, tables
     from prunelab.experiment import run_all
-    from prunelab.protocols import comparable
-    from prunelab.protocols import compare as grid
 
     if not methods:
-        raise PrunelabError(f"compare what? Name one method or more of: {', '.join(comparable())}")
+        raise PrunelabError(f"compare what? Name one method or more of: {', '.join(comparison.comparable())}")
     if save is not None and not save.parent.is_dir():
         raise PrunelabError(f"--save {save}: there is no folder {save.parent}; make it first")
-    studies = grid(
+    studies = comparison.compare(
         methods, models=models, data=data, amounts=amounts, rounds=rounds, seeds=seeds, epochs=epochs,
         recovery=recovery, train_size=train_size or None, controls=controls,
     )  # fmt: skip

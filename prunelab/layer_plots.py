@@ -62,6 +62,41 @@ def _listed(value: Any) -> list[float]:
     return [float(v) for v in (json.loads(value) if isinstance(value, str) else value)]
 
 
+def sensitivity(scan: pd.DataFrame, amounts: Mapping[str, float] | None = None, **shown: Unpack[Shown]) -> Picture:
+    """Accuracy with one layer pruned and all others whole, one curve per layer; rings at the amounts that are chosen.
+
+    Args:
+        scan: ``sensitivity.Scan.frame``: layer, amount, accuracy, samples.
+        amounts: layer -> amount, as ``Scan.amounts`` gives them; None: no rings.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing, or no row.
+    """
+    need(scan, ["layer", "amount", "accuracy", "samples"], "layer_plots.sensitivity", "layer")
+    words = []
+    counted = {"n": f"{int(scan['samples'].iloc[0]):,} samples", "interval": ""}
+    with canvas(**{"size": (7.6, 4.2), **shown}, counted=counted) as (picture, axes):
+        ax = axes[0, 0]
+        for position, (layer, rows) in enumerate(scan.groupby("layer", sort=False)):
+            rows = rows.sort_values("amount")
+            ax.plot(100 * rows["amount"], 100 * rows["accuracy"], label=str(layer), **marks.series(position))
+            chosen = (amounts or {}).get(str(layer))
+            here = rows[np.isclose(rows["amount"], -1.0 if chosen is None else chosen)]
+            if len(here):
+                at = 100 * here["amount"], 100 * here["accuracy"]
+                ax.plot(*at, "o", markersize=13, markerfacecolor="none", color=mpl.rcParams["text.color"], zorder=4)
+            ends = rows.iloc[[0, -1]]
+            words.append(
+                f"{layer}: " + ", ".join(f"{100 * r.accuracy:.1f} % at {r.amount:g}" for r in ends.itertuples())
+            )
+        ax.set_xlabel("of one layer removed (%)")
+        ax.set_title("accuracy (%)")
+        marks.legend(ax, "layer")
+        picture.alt = "Accuracy with one layer pruned. " + "; ".join(words) + "."
+    return picture
+
+
 def schedule_curves(ramps: Mapping[str, Ramp], epochs: int = 1, **shown: Unpack[Shown]) -> Picture:
     """Sparsity over a training for some schedules; the others of one kind each stay in the picture, pale.
 

@@ -10,11 +10,10 @@ from torch import nn
 
 from prunelab import cli
 from prunelab.checklist import checklist
+from prunelab.comparison import comparable, compare, method_of
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
 from prunelab.masks import Masks
-from prunelab.protocols import comparable, compare
-from prunelab.protocols.comparison import method_of
 from prunelab.pruners.select import keep_as_many, unit_masks
 from prunelab.results import Store
 
