@@ -19,10 +19,11 @@ _HOMES = {
     "Train": "prunelab.settings",
     "Prune": "prunelab.settings",
     "run_all": "prunelab.experiment",
+    "TrainingTheatre": "prunelab.theatre",
     "PrunelabError": "prunelab.errors",
 }
 
-__all__ = ["Data", "Masks", "Model", "Prune", "PrunelabError", "Run", "Train", "prune", "run_all"]
+__all__ = ["Data", "Masks", "Model", "Prune", "PrunelabError", "Run", "Train", "TrainingTheatre", "prune", "run_all"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,18 +8,29 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from prunelab.errors import PrunelabError
+import pandas as pd
+
+from prunelab import models
+from prunelab.chains import ShrinkError
+from prunelab.data import Dataset
+from prunelab.errors import PrunelabError, nearest
+from prunelab.experiment import Results, masks_at
 from prunelab.pruners import METHODS, build
 from prunelab.pruners.during import DuringTraining
+from prunelab.pruners.while_training import training_cost
+from prunelab.report import latencies
+from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.shrink import shrink
 
 Grid = dict[str, list[Run]]
 
 
 def compare(
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, str],
     *,
     models: Sequence[str] = ("lenet_300_100",),
     data: str = "mnist",
@@ -29,7 +40,10 @@ def compare(
     epochs: int = 6,
     recovery: int = 2,
     train_size: int | None = None,
-    controls: bool = False,
+    test_size: int | None = None,
+    hidden: Sequence[int] = (),
+    only: Sequence[str] = (),
+    controls: bool | Sequence[str] = False,
 ) -> dict[str, Grid]:
     """A grid of methods x models x amounts x seeds with random and magnitude pruning beside them.
 
@@ -38,7 +52,8 @@ def compare(
     Adam at 1e-3, batches of 128. The protocol is our own default.
 
     Args:
-        methods: names of ``pruners.METHODS``, options behind a colon: ``"taylor:granularity=unit,scope=layer"``.
+        methods: names of ``pruners.METHODS``, options behind a colon: ``"taylor:granularity=unit,scope=layer"``; or
+            name in legends -> such a word.
         models: names of ``models.MODELS``.
         data: name of the data set.
         amounts: fractions of the remaining weights or units, per round; each is a curve of its own.
@@ -47,8 +62,11 @@ def compare(
         epochs: of the dense training.
         recovery: epochs after each pruning.
         train_size: training samples; None: all.
-        controls: for every method also random (a shuffled mask) and magnitude pruning with its layer proportions, and
-            its masks on newly drawn weights (see ``controls_of``).
+        test_size: likewise validation and test samples.
+        hidden: other sizes of the models; (): their own.
+        only: of the methods, names in legends; (): all.
+        controls: for every method, or those named as in legends, also random (a shuffled mask) and magnitude pruning
+            with its layer proportions, and its masks on newly drawn weights (see ``controls_of``).
 
     Returns:
         Model -> name in legends -> runs.
@@ -57,16 +75,29 @@ def compare(
         PrunelabError: a method that is unknown, or that prunes while it trains.
     """
     train, again = (Train(epochs=n, batch_size=128, optimiser="adam") for n in (epochs, recovery))
-    chosen = [method_of(spec) for spec in methods]
+    named = methods if isinstance(methods, Mapping) else {method_of(spec)[0]: spec for spec in methods}
+    if unknown := sorted({*only} - {*named}):
+        raise PrunelabError(f"only {unknown[0]!r}: {nearest(unknown[0], named)}")
+    named = {name: spec for name, spec in named.items() if not only or name in only}
+    chosen = [(name, *method_of(spec)[1:]) for name, spec in named.items()]
+    wanted = {name for name, *_ in chosen} if controls is True else set(controls or ())
+    if unknown := sorted(wanted - {name for name, *_ in chosen}):
+        raise PrunelabError(f"controls of {unknown[0]!r}: {nearest(unknown[0], [name for name, *_ in chosen])}")
     studies: dict[str, Grid] = {}
     for model in models:
         study: Grid = {}
         for amount in amounts:
             rate = f", {amount:.0%} a round" if len(amounts) > 1 else ""
             for name, prune in _with_baselines(chosen, amount, rounds).items():
-                own = Run(Data(data, train_size=train_size), Model(model), train, prune, again)
+                own = Run(
+                    Data(data, train_size=train_size, test_size=test_size),
+                    Model(model, tuple(hidden)),
+                    train,
+                    prune,
+                    again,
+                )
                 study[name + rate] = [dataclasses.replace(own, seed=seed) for seed in range(seeds)]
-                if controls and name not in _BASELINES:
+                if name in wanted and name not in _BASELINES:
                     study |= controls_of(name + rate, study[name + rate])
         studies[model] = study
     return studies
@@ -115,10 +146,14 @@ def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: 
 
 def _of_kind(prune: Prune) -> Mapping[str, tuple[str, dict[str, Any]]]:
     """Random and magnitude pruning of the same things: single weights, or units."""
-    if getattr(build(prune), "granularity", "weight") == "weight":
+    if not _of_units(prune):
         return {"random": ("random", {}), "magnitude": ("magnitude", {})}
     unit = {"granularity": "unit"}
     return {"random units": ("random", unit), "L1 units": ("magnitude", unit)}
+
+
+def _of_units(prune: Prune) -> bool:
+    return getattr(build(prune), "granularity", "weight") != "weight"
 
 
 def controls_of(name: str, runs: Sequence[Run]) -> Grid:
@@ -153,3 +188,69 @@ def controls_of(name: str, runs: Sequence[Run]) -> Grid:
 def comparable() -> list[str]:
     """Names of the methods that ``compare`` takes."""
     return [name for name in METHODS if name != "none" and not isinstance(build(Prune(name)), DuringTraining)]
+
+
+def costs(study: Grid, results: Results) -> pd.DataFrame:
+    """The rounds with three columns more, for a grid of one model.
+
+    - ``kind``: ``"weights"`` or ``"units"``, what the method removes;
+    - ``theoretical_speedup``: dense over effective multiply-accumulates;
+    - ``fraction``: of what was asked to stay.
+    """
+    rounds = results.rounds
+    kinds = {name: "units" if _of_units(runs[0].prune) else "weights" for name, runs in study.items()}
+    theory = rounds["macs"].max() / rounds["effective_macs"]
+    kind = rounds["strategy"].map(kinds)
+    return rounds.assign(kind=kind, theoretical_speedup=theory, fraction=1 - rounds["requested_sparsity"])
+
+
+def trainings(results: Results, samples: int) -> pd.DataFrame:
+    """What whole trainings cost and brought, one row per run: ``training_cost`` beside the last accuracy.
+
+    Args:
+        results: of methods that prune in one training.
+        samples: of the training part.
+    """
+    last = results.last[["id", "test_accuracy", "compression_ratio"]]
+    return training_cost(results.rounds, samples).merge(last).assign(round=0)
+
+
+def speedups(
+    study: Mapping[str, Sequence[Run]], store: Store, dataset: Dataset, *, batch: int = 256, repeats: int = 21
+) -> pd.DataFrame:
+    """How much faster the networks of every round really are, with what is dead cut out: their latency, measured.
+
+    Latency depends on what is left, not on the values of the weights, so the networks are those of the first run of
+    each method, shrunk by their masks, with first weights. Dense and shrunk are timed in turns.
+
+    Args:
+        study: name -> finished runs. Those that remove single weights are passed over, since a shrunk network is
+            hardly smaller then, and those that follow others (the controls).
+        store: where they lie.
+        dataset: theirs, for the size of a sample.
+        batch: samples at a time.
+        repeats: turns.
+
+    Returns:
+        One row per name and round after the first: strategy, id, round, latency (median, seconds), dense_latency,
+        speedup (median of dense over median of shrunk). A network that cannot be shrunk, since a layer is empty, has
+        no row.
+    """
+    x = dataset.scale(dataset.test.x[:batch])
+    rows = []
+    for name, runs in study.items():
+        run, removals = runs[0], store.removals(runs[0].id)
+        if run.prune.masks_of or not _of_units(run.prune):
+            continue
+        dense = models.build(run.model, dataset.shape, len(dataset.classes), run.seed).eval()
+        for number in range(1, run.prune.rounds + 1):
+            try:
+                small = shrink(dense, masks_at(removals, number), x[:2])
+            except ShrinkError:
+                continue
+            times = {key: median(own) for key, own in latencies({"dense": dense, "small": small}, x, repeats).items()}
+            both = {"latency": times["small"], "dense_latency": times["dense"]}
+            rows.append(
+                {"strategy": name, "id": run.id, "round": number, **both, "speedup": times["dense"] / times["small"]}
+            )
+    return pd.DataFrame(rows)

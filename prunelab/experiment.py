@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -39,6 +40,48 @@ from prunelab.train import EVALUATION_BATCH, Epoch, Evaluation, Member, Populati
 log = logging.getLogger(__name__)
 
 REINIT_SEED = 20  # added to the seed for a new draw of the weights, as in DropNet's code
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run after an epoch, for whoever watches it train; nothing of it may be changed.
+
+    Attributes:
+        run: its settings.
+        epochs: its rows so far; the last one changes when the network is pruned on request.
+        rounds: likewise, of the rounds that have ended.
+        budget: epochs that it takes at most.
+        model: the network with which the next epoch begins.
+        masks: what of it stays zero.
+        widths: layer -> units or filters of the dense network.
+        weights: prunable weights that are left.
+        weights_total: those of the dense network.
+        may_prune: whether a pruning can be asked for now.
+        over: whether it trains no more.
+    """
+
+    run: Run
+    epochs: Sequence[Mapping[str, Any]]
+    rounds: Sequence[Mapping[str, Any]]
+    budget: int
+    model: nn.Module
+    masks: Masks
+    widths: Mapping[str, int]
+    weights: int
+    weights_total: int
+    may_prune: bool
+    over: bool
+
+
+# What is to happen next, asked after every epoch; it may take its time. "prune": at once, which makes the run another
+# one, ``pruned_after``; "save": so that a killed run goes on from here; "stop": save, and train no more.
+Watch = Callable[[Seen], Literal["go on", "prune", "save", "stop"]]
+
+
+def pruned_after(run: Run, epoch: int) -> Run:
+    """The run that is pruned after ``epoch`` as well, whatever its method says: other settings, another id."""
+    also = (*run.prune.also_after, epoch)
+    return dataclasses.replace(run, prune=dataclasses.replace(run.prune, also_after=also))
 
 
 @dataclass(frozen=True)
@@ -161,6 +204,8 @@ def check(runs: Iterable[Run]) -> None:
     checked = set()
     for run in runs:
         pruner = pruners.build(run.prune)
+        if run.prune.also_after:
+            _check_also_after(run, pruner)
         if run.data not in seen:
             seen[run.data] = load(run.data)
         data = seen[run.data]
@@ -183,6 +228,15 @@ def _check_numbers(run: Run, pruner: Any) -> None:
         raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")
 
 
+def _check_also_after(run: Run, pruner: Any) -> None:
+    """Refuse prunings on request that would never happen."""
+    also, budget = run.prune.also_after, most_epochs(run)
+    if not isinstance(pruner, DuringTraining) and not run.prune.rounds:
+        raise PrunelabError(f"also_after = {also}: {run.prune.method!r} with rounds = 0 never prunes; leave it out")
+    if max(also) >= budget:
+        raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -193,7 +247,7 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
     for run in runs:
         groups.setdefault((run.data, run.model), []).append(run)
     parts = [part for group in groups.values() for part in _deal(group, jobs, len(groups))]
-    with shown(sum(map(_budget, runs)), progress) as ticks:
+    with shown(sum(map(most_epochs, runs)), progress) as ticks:
         if jobs == 1:
             for part in parts:
                 train_population(part, store, where, ticks)
@@ -206,7 +260,7 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
         )
 
 
-def _budget(run: Run) -> int:
+def most_epochs(run: Run) -> int:
     """Epochs that a run can take at most."""
     during = isinstance(pruners.build(run.prune), DuringTraining)
     return run.train.epochs + (0 if during else run.prune.rounds * (run.retrain or run.train).epochs)
@@ -235,7 +289,13 @@ def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int,
     train_population([Run.fromdict(run) for run in runs], Store(root), where, ticks)
 
 
-def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", ticks: Path | None = None) -> None:
+def train_population(
+    runs: Sequence[Run],
+    store: Store,
+    where: str = "cpu",
+    ticks: Path | None = None,
+    watch: Watch | None = None,
+) -> None:
     """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
 
     Args:
@@ -243,6 +303,8 @@ def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", tick
         store: the run store; a run that another process is training is waited for.
         where: a torch device.
         ticks: the file in which epochs are counted, see ``prunelab.progress``.
+        watch: asked after every epoch of every run what is to happen next, and shown, before the first one and after
+            the last, how things stand. What it raises ends the training of all; they go on from what was last saved.
     """
     if not runs:
         return
@@ -258,19 +320,21 @@ def train_population(runs: Sequence[Run], store: Store, where: str = "cpu", tick
             writer = claim.enter_context(store.claim(run))
             if writer.complete or writer.failed:
                 claim.close()
-                tick(ticks, _budget(run))
+                tick(ticks, most_epochs(run))
             else:
                 one = _Active(run, writer, data, where, claim, store)
-                tick(ticks, _budget(run) if one.over else len(one.epochs))
+                tick(ticks, most_epochs(run) if one.over else len(one.epochs))
+                if watch is not None:
+                    watch(one.seen())
                 if not one.over:
                     active.append(one)
         while active:
-            left = _one_epoch(active, population)
-            tick(ticks, len(active) + sum(_budget(one.run) - len(one.epochs) for one in active if one.over))
+            left = _one_epoch(active, population, watch)
+            tick(ticks, len(active) + sum(most_epochs(one.run) - len(one.epochs) for one in active if one.over))
             active = left
 
 
-def _one_epoch(active: list[_Active], population: Population) -> list[_Active]:
+def _one_epoch(active: list[_Active], population: Population, watch: Watch | None = None) -> list[_Active]:
     """One epoch for everybody; then each run alone decides whether its round is over."""
     data = population.data
     trained = population.epoch([run.member for run in active])
@@ -287,6 +351,8 @@ def _one_epoch(active: list[_Active], population: Population) -> list[_Active]:
         run.test = test
     for run in active:
         run.close_epoch(population)
+        if watch is not None:
+            run.heed(watch, population)
     return [run for run in active if not run.over]
 
 
@@ -341,9 +407,16 @@ class _Active:
         self.losses_of_batches.append(validation.loss_of_batches)
         self.accuracies.append(validation.accuracy)
         self.member.observe(validation.loss)
-        self.acts = False
-        if self.during and not self.member.done:
-            self.acts = self.pruner.due(self._progress())
+        self.acts, self.signal = False, float("nan")
+        if self.during:
+            self.signal = self.pruner.signal(self._progress()) if hasattr(self.pruner, "signal") else self.signal
+            self.acts = not self.member.done and self.pruner.due(self._progress())
+        if len(self.epochs) + 1 in self.run.prune.also_after and self._can_prune:
+            self.acts = True
+
+    @property
+    def _can_prune(self) -> bool:
+        return not self.member.done and (self.during or self.round < self.run.prune.rounds)
 
     @property
     def round_ends(self) -> bool:
@@ -369,12 +442,50 @@ class _Active:
             return
         row = self._epoch_row()
         self.epochs.append(row)
-        if not self.round_ends:
-            return
+        if self.round_ends:
+            self._end_round(row, population)
+
+    def _end_round(self, row: dict[str, Any], population: Population) -> None:
         if self.during:
             self._during(row)
         else:
             self._rounds(population)
+
+    # -- somebody watches ---------------------------------------------------------------------------------------------
+
+    def seen(self) -> Seen:
+        """How things stand."""
+        trained = bool(self.epochs) and self.epochs[-1]["round"] == self.round
+        kept, can = self.member.masks.weights.kept, trained and not self.over and self._can_prune
+        state = (self.run, self.epochs, self.rounds, most_epochs(self.run), self.member.model, self.member.masks)
+        return Seen(*state, self.widths, kept, self.weights_total, can, self.over)
+
+    def heed(self, watch: Watch, population: Population) -> None:
+        """Do what the watcher wishes, until it wishes nothing but to go on."""
+        while (wish := watch(self.seen())) != "go on" and not self.over:
+            self._save()
+            if wish == "stop":
+                self._leave()
+            elif wish == "prune" and self.seen().may_prune:
+                self._prune_early(population)
+
+    def _prune_early(self, population: Population) -> None:
+        """Prune after the epoch that was just written down: from now on it is the run whose settings say so.
+
+        The run that it was until now stays in the store as it is, and can go on without this pruning.
+        """
+        row = self.epochs[-1]
+        run, other = pruned_after(self.run, row["epoch"]), contextlib.ExitStack()
+        if (status := self.store.status(run)) != "missing":
+            raise PrunelabError(f"run {run.id} is {status} in the store already: go on with that one, or discard it")
+        writer = other.enter_context(self.store.claim(run, wait=False))
+        self.claim.close()
+        self.claim.push(other)
+        self.run, self.writer, self.acts = run, writer, True
+        if self.wants_test:
+            self.test = population.evaluate([self.member], self.data.test)[0]
+            row.update(test_loss=self.test.loss, test_accuracy=self.test.accuracy)
+        self._end_round(row, population)
 
     def _epoch_row(self) -> dict[str, Any]:
         test = self.test
@@ -393,6 +504,7 @@ class _Active:
             "units": sum(self._units().values()),
             "pruned": False,
             "rate": float("nan"),
+            "trigger": self.signal,
         }
 
     # -- the end of a round -------------------------------------------------------------------------------------------
@@ -448,14 +560,14 @@ class _Active:
             self.member.detach()
             model, current = self.member.model, self.member.masks
             try:
-                scores, masks = self._pruned(model, current)
+                scores, masks, weights = self._pruned(model, current)
             except PrunelabError as error:
                 self._fail(str(error))
                 return
             seconds = time.perf_counter() - begin
             self._take(Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
             self.member.restart(self.run.retrain or self.run.train)
-            self.member.change(self._recovered(prune.recover), masks)
+            self.member.change(self._recovered(prune.recover, weights), masks)
             self._penalise()
             self.losses, self.losses_of_batches, self.accuracies, self.last = [], [], [], None
             if prune.recover != "none":
@@ -467,39 +579,47 @@ class _Active:
             self._write_round(seconds)
             self._save()
 
-    def _pruned(self, model: nn.Module, current: Masks) -> tuple[Mapping[str, Tensor] | None, Masks]:
+    def _pruned(
+        self, model: nn.Module, current: Masks
+    ) -> tuple[Mapping[str, Tensor] | None, Masks, Mapping[str, Tensor]]:
+        """Scores where there are any, masks, and the new values of parameters that the method changes."""
         amount, pruner = self.run.prune.amount, self.pruner
         if self.run.prune.masks_of and self.run.prune.follow == "masks":
-            return None, current & self._followed()
+            return None, current & self._followed(), {}
         if getattr(pruner, "needs_start", False):
             pruner = pruner.since(dict(self._fresh(self.run.seed).named_parameters()))
+        if isinstance(pruner, pruners.Reweighting):
+            return None, *pruner.reweighted(model, self._batches(), current, amount, self.choice)
         if not isinstance(pruner, pruners.Ranking):
-            return None, pruner.masks(model, self._batches(), current, amount, self.choice)
+            return None, pruner.masks(model, self._batches(), current, amount, self.choice), {}
         scores = pruner.scores(model, self._batches(), current, self.choice)
         if self.run.prune.masks_of:
-            return scores, keep_as_many(model, scores, current, self._followed(), self.choice)
-        return scores, pruner.select(model, scores, current, amount, self.choice)
+            return scores, keep_as_many(model, scores, current, self._followed(), self.choice), {}
+        return scores, pruner.select(model, scores, current, amount, self.choice), {}
 
     def _followed(self) -> Masks:
         """What the run that this one follows kept in the round that begins now."""
         removals = self.store.removals(self.run.prune.masks_of)
-        rounds = {n.removeprefix("round/"): torch.from_numpy(t) for n, t in removals.items() if n.startswith("round/")}
-        return Masks({name: (at == -1) | (at > self.round + 1) for name, at in rounds.items()}).to(self.where)
+        return masks_at(removals, self.round + 1).to(self.where)
 
-    def _recovered(self, how: str) -> nn.Module:
-        """The network with which the next round begins."""
+    def _recovered(self, how: str, weights: Mapping[str, Tensor]) -> nn.Module:
+        """The network with which the next round begins; new values of weights hold for the trained one."""
         if how == "rewind":
             return self._fresh(self.run.seed)
         if how == "reinit":
             return self._fresh(self.run.seed + REINIT_SEED)
+        pruners.put_weights(self.member.model, weights)
         return self.member.model
 
     def _fresh(self, seed: int) -> nn.Module:
         return models.build(self.run.model, self.data.shape, len(self.data.classes), seed).to(self.where)
 
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """The training part in its own order, scaled, for scores that look at data; about 2 million numbers a batch."""
-        split = self.data.train
+        """The training part in its own order, scaled, for scores that look at data; about 2 million numbers a batch.
+
+        A method that judges networks by data that they have not learnt (``held_out``) gets the validation part.
+        """
+        split = self.data.validation if getattr(self.pruner, "held_out", False) else self.data.train
         size = max(1, min(EVALUATION_BATCH, 2**21 // math.prod(self.data.shape)))
         for start in range(0, len(split.y), size):
             yield self.data.scale(split.x[start : start + size]), self.data.target(split.y[start : start + size])
@@ -509,6 +629,8 @@ class _Active:
         before = self._in_dense(self.member.masks, self.index)
         scores = None if change.scores is None else self._in_dense(self._per_weight(change.scores), self.index)
         chosen = self._in_dense(change.masks_before_removal, self.index)
+        if change.returns:
+            self.removals, before = self.removals.restored(Masks(chosen)), chosen
         self.round += 1
         self.removals = self.removals.add(self.round, Masks(before), Masks(chosen), scores)
         self.index = then(self.index, change.index)
@@ -627,6 +749,7 @@ class _Active:
             **{f"mask/{n}": t for n, t in member.masks.items()},
             **{f"moment/{kind}/{n}": t for kind, own in member.moments.items() for n, t in own.items()},
             **{f"state/{n}": t for n, t in self.state.items()},
+            **{f"best/{n}": t for n, t in (member.best or {}).items()},
             **{f"removals/{n}": t for n, t in self.removals.tensors().items()},
             **{f"index/{n}/{axis}": i for n, axes in self.index.items() for axis, i in enumerate(axes)},
             "generator/order": member.order.get_state(),
@@ -672,11 +795,16 @@ class _Active:
             kind, _, parameter = name.partition("/")
             member.moments.setdefault(kind, {})[parameter] = tensor
         member.epoch, member.steps = state["epoch"], state["steps"]
-        member.best_loss, member.stale = state["best_loss"], state["stale"]
+        member.best_loss, member.stale, member.best = state["best_loss"], state["stale"], part("best") or None
         if self.round and not self.during:
             member.train = self.run.retrain or self.run.train
         if state["final"]:
             self._seal()
+
+
+def masks_at(removals: Mapping[str, Any], round: int) -> Masks:
+    """The masks that a finished run had in a round, from ``Store.removals(id)``."""
+    return Removals.from_tensors({name: torch.from_numpy(array) for name, array in removals.items()}).kept(round)
 
 
 def _reshaped(model: nn.Module, index: Mapping[str, tuple[Tensor, ...]]) -> nn.Module:

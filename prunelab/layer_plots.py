@@ -97,6 +97,48 @@ def sensitivity(scan: pd.DataFrame, amounts: Mapping[str, float] | None = None, 
     return picture
 
 
+def firing(patterns: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
+    """Heat maps of when units fire: networks from top to bottom, layers from left to right, classes x units in each.
+
+    Units are sorted as in the first network, by the class for which each fires most, so that the same column is the
+    same unit in every network.
+
+    Args:
+        patterns: rows of ``activity.firing`` with a column network: network, layer, unit, class, firing.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing, or no row.
+    """
+    need(patterns, ["network", "layer", "unit", "class", "firing"], "layer_plots.firing")
+    networks, layers = list(patterns["network"].unique()), list(patterns["layer"].unique())
+    tables = {
+        key: own.pivot_table(index="class", columns="unit", values="firing", sort=False, dropna=False)
+        for key, own in patterns.groupby(["network", "layer"], sort=False)
+    }
+    words = []
+    size = (1.6 + 3.4 * len(layers), 1.2 + 2.2 * len(networks))
+    grid = {"rows": len(networks), "columns": len(layers)}
+    with canvas(**grid, **{"size": size, **shown}) as (picture, axes):
+        for column, layer in enumerate(layers):
+            first = tables[networks[0], layer].to_numpy()
+            order = np.lexsort((-np.nan_to_num(first).max(0), np.nan_to_num(first).argmax(0)))
+            for row, network in enumerate(networks):
+                ax, table = axes[row, column], tables[network, layer]
+                values = table.to_numpy()[:, order]
+                image = ax.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+                ax.grid(visible=False)
+                ax.set_xticks([])
+                ax.set_yticks(range(len(table)), [str(name) for name in table.index] if column == 0 else [])
+                fires = int((np.nan_to_num(values).max(0) > 0).sum())
+                ax.set_title(f"{network}, {layer}: {fires} of {values.shape[1]} fire", fontsize=9)
+                words.append(f"{network}, {layer}: {fires} of {values.shape[1]} units fire.")
+        bar = picture.colorbar(image, ax=list(axes.flat), shrink=0.8)
+        bar.set_label("share of the samples for which a unit fires", color=mpl.rcParams["text.color"])
+        picture.alt = "When units fire, by class. " + " ".join(words)
+    return picture
+
+
 def schedule_curves(ramps: Mapping[str, Ramp], epochs: int = 1, **shown: Unpack[Shown]) -> Picture:
     """Sparsity over a training for some schedules; the others of one kind each stay in the picture, pale.
 

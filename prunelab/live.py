@@ -1,65 +1,68 @@
 """A slider on a model that is in memory: what pruning does to it, seen while the slider moves.
 
-The one module above both sides: it computes with torch and shows with widgets. The model itself is never changed.
+The one module above both sides: it computes with torch (``live_pruning``, ``live_training``) and shows with widgets
+(``live_view``). The model itself is never changed.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import functools
 import html
+import threading
+import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from prunelab import live_view, pruners
+from prunelab import live_view
 from prunelab.collapse import dead_layers
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
+from prunelab.live_controls import BUTTONS, LAST_SEED, SCOPES, Controls, own_words, widgets
+from prunelab.live_pruning import Base, Position, Subject
+from prunelab.live_training import FineTuning
 from prunelab.live_view import per_cent
-from prunelab.masks import Masks
+from prunelab.masks import Masks, layer_of
 from prunelab.pruners.select import check_amount
-from prunelab.settings import Prune
+from prunelab.quantities import short
+from prunelab.settings import Train
 
-try:
-    import ipywidgets as widgets
-except ImportError:
-    raise ImportError("prunelab.live needs ipywidgets: install it with pip install 'prunelab[lab]'") from None
-
-STEPS = (*(per_cent / 100 for per_cent in range(100)), 0.995, 0.999)  # positions of the slider
 STANDARD = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # those that a sweep visits
-SCOPES = {"all layers compete": "global", "each layer by itself": "layer"}
-BATCH = 500  # samples at a time; more fall out of the processor's cache
-LAST_SEED = 2**31 - 1
-TRAINING = 1000  # samples that scores look at, where no batches are given
-NEEDED = {"granularity", "scope", "allow_empty"}  # options of a method that can be moved by these controls
+PAUSE = 1.0  # seconds; moves of one control that follow each other faster are undone together
 
 
 class PruningExplorer(widgets.VBox):
-    """Controls, one sentence, a curve that fills in as rates are visited, and the kept weights of each layer.
+    """Controls, one sentence, a curve that fills in as rates are visited, a histogram of the weights, and the layers.
 
-    The masks are those of ``prunelab.prune`` with the same method, scope, seed and ``allow_empty=True``, for the
-    scores, which are computed once, go through the method's own selection. While the kernel is busy the browser holds
-    back all positions but the latest, so nothing queues up. ``rate``, ``score``, ``scope`` and ``seed`` are the
-    controls; ``sample`` says what is measured on, such as ``"2,000 test images"``. An error is shown in red in the
-    widget and raised; ``check`` raises it again, for runs that nobody watches.
+    The masks are those of ``prunelab.prune`` with the same method, granularity, scope, seed and ``allow_empty=True``,
+    for the scores, which are computed once, go through the method's own selection. While the kernel is busy the browser
+    holds back all positions but the latest, so nothing queues up. ``rate``, ``score``, ``granularity``, ``scope``,
+    ``seed`` and ``own`` (layer -> slider) are the controls. An error is shown in red in the widget and raised;
+    ``check`` raises it again, for runs that nobody watches.
+
+    A fine-tuning trains one epoch in the background, on the training part of the data set. From then on the rate still
+    counts from the whole network, but what was gone stays gone; ``undo`` brings it back.
 
     Args:
         model: Any module whose output are logits [N, classes]. What is explored is a copy, in evaluation mode.
         data: A data set, of whose test part a sample is drawn; or inputs, as the model takes them, and labels [N].
-        method: What ranks the weights: a name in ``offered()``.
+        method: What ranks the weights: one of those that ``explorer.score`` offers for this model.
+        granularity: ``"weight"``, ``"neuron"``, ``"filter"`` or ``"unit"``, as far as the method and the model have it.
         scope: ``"global"`` or ``"layer"``.
-        rate: Where the slider stands at first, in [0, 1): the fraction of the weights that goes.
+        rate: Where the slider stands at first, in [0, 1): the fraction that goes of what may go.
         evaluate: Size of the sample; all where there are fewer. It is drawn once, by a seed of its own, and lies in
             memory as float32.
         batches: Inputs and targets, for methods that look at data; None: 1,000 of the training part, if there is one.
         seed: Of the pruning: random scores, and lots among equal ones.
+        tuning: Settings of the fine-tuning, the number of epochs apart; the default is that of ``Train``.
+
+    Attributes:
+        kept: The masks that were kept last (button or ``keep``); None before.
+        sample: What is measured on, such as ``"2,000 test images"``.
 
     Raises:
         PrunelabError: one line, before anything is computed.
@@ -71,32 +74,49 @@ class PruningExplorer(widgets.VBox):
         data: Dataset | tuple[Tensor, Tensor],
         *,
         method: str = "magnitude",
+        granularity: str | None = None,
         scope: str = "global",
         rate: float = 0.9,
         evaluate: int = 2000,
         batches: Iterable[Any] | None = None,
         seed: int = 0,
+        tuning: Train | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-        self._offered = offered(batches is not None or isinstance(data, Dataset))
-        for what, value, known in (("method", method, self._offered), ("scope", scope, SCOPES.values())):
-            if value not in known:
-                raise PrunelabError(f"PruningExplorer: {what} = {value!r}: {nearest(value, known)}")
+        _refuse("scope", scope, SCOPES.values())
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LAST_SEED:
             raise PrunelabError(f"seed = {seed!r}: should be a whole number from 0 to {LAST_SEED}")
         check_amount(rate)
-        # Convolutions are twice as fast in this order of memory; layers without channels keep theirs.
-        self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-        where = next(self._model.parameters()).device
-        self._dense = Masks.ones(self._model)
-        self._batches = batches if batches is not None else _training(data, where)
-        self._x, self._y, self.sample = _sample(data, evaluate, next(self._model.parameters()).device)
-        self._masks, self._failure, self._ranked = self._dense, None, None
-        self._visited: dict[tuple[str, str, int, float], tuple[float, float]] = {}
-        self._dense_accuracy = self._accuracy(self._dense)
-        super().__init__(self._controls(method, scope, float(rate), seed))
-        self._move()
+        self._subject = Subject(model, data, evaluate, batches)
+        _refuse("method", method, self._subject.offered)
+        granularity = granularity or self._subject.offered[method][0]
+        _refuse("granularity", granularity, self._subject.offered[method])
+        self._data, self._train = data if isinstance(data, Dataset) else None, tuning or Train()
+        self.sample, self.kept = self._subject.sample, None
+        self._lock, self._tuning, self._failure = threading.RLock(), None, None
+        self._past: list[tuple[Position, Base]] = []  # what undo goes back to, the latest last
+        self._mover, self._moved, self._tuned_nets = None, 0.0, 0
+        self._visited: dict[tuple[int, Position], tuple[float, float]] = {}
+        self._epochs = {0: 0}  # network -> epochs of fine-tuning
+        self._masks = self._subject.dense
+        self._dense_accuracy = self._subject.accuracy(self._masks)
+        first = Position(method, granularity, scope, seed, (), float(rate))
+        layers = [layer_of(name) for name in self._masks]
+        acts = (self.sweep, self.undo, self.keep, self.fine_tune, self.stop)
+        press = {name: functools.partial(self._clicked, act) for name, act in zip(BUTTONS, acts, strict=True)}
+        self._controls = Controls(
+            first, self._subject.offered, layers, self._data is not None, self._move, self._choose, press
+        )
+        for name in ("rate", "score", "granularity", "scope", "seed", "own", "layer", "buttons", "progress"):
+            setattr(self, name, getattr(self._controls, name))
+        parts = (widgets.HTML() for _ in range(5))
+        self._sentence, self._facts, self._curve, self._bars, self._table = parts
+        self._errors, self._words, self._shown = widgets.Output(), "", first
+        self._table.layout = {"max_height": "30em", "overflow": "auto"}
+        pictures = widgets.HBox([self._curve, widgets.VBox([self.layer, self._bars])], layout={"flex_flow": "row wrap"})
+        shown = [self._sentence, self._facts, pictures, self._table, self._errors]
+        super().__init__([*self._controls.rows, *shown])
+        with self._errors_shown():
+            self._show(first)
 
     @property
     def masks(self) -> Masks:
@@ -104,17 +124,78 @@ class PruningExplorer(widgets.VBox):
         return self._masks
 
     @property
+    def model(self) -> nn.Module:
+        """A copy of the network that is shown: as it was given or fine-tuned, its pruned weights zero."""
+        return self._subject.network(self._masks)
+
+    @property
     def visited(self) -> pd.DataFrame:
-        """One row per position: method, scope, seed, rate, sparsity, accuracy (on the sample), in order of visit."""
-        rows = [(*position, *found) for position, found in self._visited.items()]
-        return pd.DataFrame(rows, columns=["method", "scope", "seed", "rate", "sparsity", "accuracy"])
+        """One row per position, in order of visit.
+
+        Columns: network (0: as given, then each that was fine-tuned), epochs (of fine-tuning), method, granularity,
+        scope, seed, own (layers with a rate of their own), rate, sparsity, accuracy (on the sample).
+        """
+        columns = ["network", "epochs", "method", "granularity", "scope", "seed", "own", "rate", "sparsity", "accuracy"]
+        rows = [
+            (network, self._epochs[network], *at.setting[:4], own_words(at), at.rate, *found)
+            for (network, at), found in self._visited.items()
+        ]
+        return pd.DataFrame(rows, columns=columns)
 
     def sweep(self, rates: Iterable[float] = STANDARD) -> None:
         """Visit ``rates`` with the other controls as they are; then show the slider's own position again."""
-        with self._errors_shown():
-            for rate in (*rates, self.rate.value):
+        with self._lock, self._errors_shown():
+            here = self._controls.position
+            for rate in (*rates, here.rate):
                 check_amount(rate)
-                self._show(float(rate))
+                self._show(Position(*here.setting, float(rate)))
+
+    def undo(self) -> None:
+        """Go back to what was shown before the last change, a fine-tuning among them; nothing where there was none."""
+        self._idle("undo")
+        with self._lock, self._errors_shown():
+            if self._past:
+                position, base = self._past.pop()
+                self._mover = None
+                self._subject.go_on_from(base)
+                self._controls.set(position)
+                self._show(position)
+                self._say("")
+
+    def keep(self) -> Masks:
+        """Put the masks that are shown aside, as ``kept``, and return them."""
+        with self._lock:
+            self.kept = self._masks
+            self._say(f"Kept as explorer.kept: sparsity {self._masks.weights.sparsity:.3f}.")
+            return self.kept
+
+    def fine_tune(self, wait: bool = False) -> None:
+        """Train the pruned network for one epoch in the background.
+
+        Args:
+            wait: whether to come back only when it is over; an error is raised then.
+
+        Raises:
+            PrunelabError: there is no training part, or a fine-tuning is under way.
+        """
+        self._idle("fine-tune")
+        if self._data is None:
+            raise PrunelabError("fine-tuning needs a training part: give PruningExplorer a data set, as data.load does")
+        with self._lock:
+            base, masks = self._subject.base, self._masks
+            after = functools.partial(self._after_tuning, base, masks)
+            network, order = self._subject.network(), self._shown.seed + base.epochs
+            self._tuning = FineTuning(network, masks, self._data, self._train, order, self._report, after)
+            self._controls.training(True, False)
+        self._tuning.start()
+        if wait:
+            self._tuning.join()
+            self.check()
+
+    def stop(self) -> None:
+        """End the fine-tuning with its next batch; the network stays as it was before. Nothing where there is none."""
+        if self._tuning is not None:
+            self._tuning.stop()
 
     def check(self) -> None:
         """Raise the first error that a callback met, if any did."""
@@ -124,116 +205,148 @@ class PruningExplorer(widgets.VBox):
     def __repr__(self) -> str:
         return self._words
 
-    def _controls(self, method: str, scope: str, rate: float, seed: int) -> list[widgets.Widget]:
-        """Everything on the screen, from top to bottom, which is also the order of the keyboard."""
+    # -- what happens -------------------------------------------------------------------------------------------------
 
-        def layout(width: str) -> dict[str, Any]:
-            return {"style": {"description_width": "initial"}, "layout": {"width": width, "max_width": "100%"}}
+    def _move(self, change: Mapping[str, Any]) -> None:
+        """A control moved."""
+        with self._lock, self._errors_shown():
+            self._remember(change["owner"])
+            self._say("")
+            self._show(self._controls.position)
 
-        rates = [(per_cent(value), value) for value in sorted({*STEPS, rate})]
-        self.rate = widgets.SelectionSlider(
-            options=rates, value=rate, description="pruning rate", tooltip="weights that go", **layout("44em")
-        )
-        self.score = widgets.Dropdown(options=self._offered, value=method, description="score", **layout("14em"))
-        self.scope = widgets.Dropdown(options=SCOPES.items(), value=scope, description="scope", **layout("17em"))
-        self.seed = widgets.BoundedIntText(value=seed, max=LAST_SEED, description="seed", **layout("9em"))
-        self.button = widgets.Button(description="sweep", tooltip="visit the standard pruning rates")
-        self._sentence, self._panel, self._errors = widgets.HTML(), widgets.HTML(), widgets.Output()
-        for control in (self.rate, self.score, self.scope, self.seed):
-            control.observe(self._move, "value")
-        self.button.on_click(lambda _: self.sweep())
-        row = widgets.HBox([self.score, self.scope, self.seed, self.button], layout={"flex_flow": "row wrap"})
-        return [self.rate, row, self._sentence, self._panel, self._errors]
+    def _choose(self, _: Any) -> None:
+        """Another layer's histogram."""
+        with self._lock, self._errors_shown():
+            self._draw_histogram(self._shown)
 
-    def _move(self, _: Any = None) -> None:
+    def _clicked(self, act: Any, _: widgets.Button) -> None:
         with self._errors_shown():
-            self._show(self.rate.value)
+            act()
+
+    def _remember(self, mover: widgets.Widget | None) -> None:
+        """Before a change: what is shown now can be had back."""
+        now = time.monotonic()
+        if mover is None or mover is not self._mover or now - self._moved > PAUSE:
+            self._past.append((self._shown, self._subject.base))
+        self._mover, self._moved = mover, now
+        self.buttons["undo"].disabled = False
+
+    def _report(self, done: int, total: int) -> None:
+        self._controls.progress.max, self._controls.progress.value = total, done
+
+    def _after_tuning(
+        self, base: Base, masks: Masks, weights: Mapping[str, Tensor] | None, failure: Exception | None
+    ) -> None:
+        """In the training's thread: show what became of it."""
+        with self._lock, self._errors_shown(again=False):
+            self._controls.training(False, bool(self._past))
+            if failure is not None:
+                raise failure
+            if weights is None:
+                self._say("Stopped: the network is as it was before.")
+                return
+            self._remember(None)
+            self._tuned_nets += 1
+            self._epochs[self._tuned_nets] = base.epochs + 1
+            self._subject.go_on_from(Base(self._tuned_nets, base.epochs + 1, weights, masks))
+            self._show(self._controls.position)
+            self._say("Fine-tuned for 1 epoch.")
+
+    def _idle(self, what: str) -> None:
+        if self._tuning is not None and self._tuning.is_alive() and threading.current_thread() is not self._tuning:
+            raise PrunelabError(f"{what}: a fine-tuning is under way; stop it first, or wait")
 
     @contextmanager
-    def _errors_shown(self) -> Iterator[None]:
-        """An error leaves itself on the screen instead of an old picture."""
+    def _errors_shown(self, again: bool = True) -> Iterator[None]:
+        """An error leaves itself on the screen instead of an old picture, and is raised ``again``."""
         self._errors.outputs = ()
         try:
             yield
         except Exception as error:
             self._failure = self._failure or error
-            self._words = self._sentence.value = self._panel.value = ""
+            self._words = ""
+            for part in (self._sentence, self._facts, self._curve, self._bars, self._table):
+                part.value = ""
             name, trace = type(error).__name__, traceback.format_exception(error)
             self._errors.outputs = ({"output_type": "error", "ename": name, "evalue": str(error), "traceback": trace},)
-            raise
+            if again:
+                raise
 
-    def _show(self, rate: float) -> None:
-        """Prune to ``rate``, measure what was not yet measured, and draw."""
-        setting = (self.score.value, self.scope.value, self.seed.value)
-        masks = self._prune(*setting, rate)
-        if (*setting, rate) not in self._visited:
-            self._visited[(*setting, rate)] = masks.sparsity, self._accuracy(masks)
-        sparsity, accuracy = self._visited[(*setting, rate)]
-        points = [(known, found[1]) for (*other, known), found in self._visited.items() if tuple(other) == setting]
-        self._masks = masks
-        self._words = (
-            f"At a pruning rate of {per_cent(rate)} (sparsity {sparsity:.3f}) accuracy on {self.sample} "
-            f"is {per_cent(accuracy, 1)}, dense {per_cent(self._dense_accuracy, 1)}."
-        )
-        if dead := dead_layers(self._model, masks):
-            self._words += f" Layer {', '.join(dead)} is cut off: the answers no longer depend on the input."
+    def _say(self, words: str) -> None:
+        self._controls.note.value = html.escape(words)
+
+    # -- a picture ----------------------------------------------------------------------------------------------------
+
+    def _show(self, position: Position) -> None:
+        """Prune, measure what was not yet measured, and draw."""
+        subject = self._subject
+        masks, here = subject.masks(position), (subject.base.number, position)
+        rows = [row for row in masks.by_layer() if len(row["shape"]) > 1]
+        kept, total = (sum(row[key] for row in rows) for key in ("kept", "total"))
+        sparsity = 1 - kept / total
+        if here not in self._visited:
+            self._visited[here] = sparsity, subject.accuracy(masks)
+        accuracy = self._visited[here][1]
+        self._masks, self._shown = masks, position
+        self._words = self._describe(position, masks, sparsity, accuracy)
+        self._sentence.value = f'<p role="status" aria-live="polite" style="line-height:1.4;min-height:2.8em;margin:4px 0 0">{html.escape(self._words)}</p>'
+        self._facts.value = live_view.page(self._numbers(masks, kept, total, accuracy))
+        points, past = self._points(position)
         about = f"Accuracy against pruning rate, {len(points)} visited. {self._words}"
-        self._sentence.value = f'<p role="status" aria-live="polite">{html.escape(self._words)}</p>'
-        self._panel.value = live_view.panel(points, (rate, accuracy), self._dense_accuracy, masks.by_layer(), about)
+        self._curve.value = live_view.page(
+            live_view.curve(points, (position.rate, accuracy), self._dense_accuracy, about, past)
+        )
+        self._draw_histogram(position)
+        self._table.value = live_view.page(live_view.layers(rows, subject.units(masks)))
+        self._controls.suit(position, subject.competing(position), bool(self._past))
 
-    def _prune(self, method: str, scope: str, seed: int, rate: float) -> Masks:
-        """What ``prunelab.prune`` gives, its scores kept from the move before."""
-        pruner = pruners.build(Prune(method=method, options={"scope": scope, "allow_empty": True}))
-        generator = torch.Generator().manual_seed(seed)
-        if self._ranked is None or self._ranked[0] != (method, seed):
-            scores = pruner.scores(self._model, self._batches, self._dense, generator)
-            self._ranked = (method, seed), scores, generator.get_state()
-        _, scores, state = self._ranked
-        return pruner.select(self._model, scores, self._dense, rate, generator.set_state(state))
+    def _describe(self, position: Position, masks: Masks, sparsity: float, accuracy: float) -> str:
+        own, base = own_words(position), self._subject.base
+        tuned = f" after {base.epochs} epoch{'s' * (base.epochs > 1)} of fine-tuning" * bool(base.epochs)
+        words = (
+            f"At a pruning rate of {per_cent(position.rate)}{f', {own}' * bool(own)} (sparsity {sparsity:.3f})"
+            f"{tuned} accuracy on {self.sample} is {per_cent(accuracy, 1)}, dense {per_cent(self._dense_accuracy, 1)}."
+        )
+        if base.epochs and masks.kept == base.masks.kept and position.rate < sparsity - 0.005:
+            words += " What was gone before the fine-tuning stays gone."
+        if dead := dead_layers(self._subject.module, masks):
+            words += f" Layer {', '.join(dead)} is cut off: the answers no longer depend on the input."
+        return words
 
-    @torch.inference_mode()
-    def _accuracy(self, masks: Masks) -> float:
-        weights = {name: self._model.get_parameter(name) * mask for name, mask in masks.items()}
-        parts = zip(self._x.split(BATCH), self._y.split(BATCH), strict=True)
-        right = (functional_call(self._model, weights, (x,)).argmax(-1) == y for x, y in parts)
-        return sum(int(part.sum()) for part in right) / len(self._y)
+    def _numbers(self, masks: Masks, kept: int, total: int, accuracy: float) -> str:
+        work, width = self._subject.work(masks), self._subject.bytes_each
+        macs = [(short(work[0]), f"effective MACs of {short(work[1])}")] if work else []
+        return live_view.facts(
+            [
+                (per_cent(accuracy, 1), f"accuracy, dense {per_cent(self._dense_accuracy, 1)}"),
+                (f"{1 - kept / total:.3f}", f"sparsity, {short(kept)} of {short(total)} left"),
+                *macs,
+                (live_view.size(kept * width), f"non-zero weights of {live_view.size(total * width)}"),
+            ]
+        )
+
+    def _points(self, position: Position) -> tuple[list[live_view.Point], list[list[live_view.Point]]]:
+        """What was visited of this curve, and of those of the networks that this one was fine-tuned from."""
+        curves: dict[int, list[live_view.Point]] = {}
+        for (network, other), (_, accuracy) in self._visited.items():
+            if other.setting == position.setting:
+                curves.setdefault(network, []).append((other.rate, accuracy))
+        now = self._subject.base.number
+        before = dict.fromkeys(base.number for _, base in self._past if base.number != now)
+        return curves[now], [curves[network] for network in before if network in curves]
+
+    def _draw_histogram(self, position: Position) -> None:
+        found = self._subject.histogram(position, self._masks, self._controls.layer.value)
+        if found.there == found.kept:
+            cut = "all are kept"
+        elif found.threshold is not None:
+            cut = f"threshold: |w| = {found.threshold:.3g}"
+        else:
+            cut = "no one threshold in size"
+        drawn = live_view.histogram(found.edge, found.there, found.kept, found.threshold, cut)
+        self._bars.value = live_view.page(drawn)
 
 
-def offered(data: bool = True) -> list[str]:
-    """Names of the registered methods that rank the single weights of a finished model, each score once.
-
-    Args:
-        data: whether there are inputs and targets for methods that look at them.
-    """
-    found = []
-    for name, (pruner, preset) in pruners.METHODS.items():
-        fields = {field.name: field.default for field in dataclasses.fields(pruner)} | dict(preset)  # type: ignore[arg-type]
-        another = preset and "score" not in preset  # a name that only sets another method's options
-        if another or not hasattr(pruner, "select") or not fields.keys() >= NEEDED or fields["granularity"] != "weight":
-            continue
-        method = pruner(**preset)
-        if not getattr(method, "needs_start", False) and (data or not getattr(method, "needs_data", False)):
-            found.append(name)
-    return sorted(found)
-
-
-def _training(data: Dataset | tuple[Tensor, Tensor], device: torch.device) -> list[tuple[Tensor, Tensor]] | None:
-    """Some of the training part, for scores that look at data; None where there is none."""
-    if not isinstance(data, Dataset):
-        return None
-    x, y = data.train.x[:TRAINING], data.train.y[:TRAINING]
-    return [(data.scale(x).to(device), y.to(device))]
-
-
-def _sample(data: Dataset | tuple[Tensor, Tensor], count: int, device: torch.device) -> tuple[Tensor, Tensor, str]:
-    """Inputs, labels and what they are called; a random choice in stored order, since classes may lie in blocks."""
-    x, y = (data.test.x, data.test.y) if isinstance(data, Dataset) else data
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise PrunelabError(f"evaluate = {count!r}: should be a number of samples, at least 1")
-    if len(x) != len(y) or not len(y):
-        raise PrunelabError(f"data has {len(x)} inputs and {len(y)} labels: give as many, and at least one")
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:count].sort().values.to(y.device)
-    x = data.scale(x[rows]) if isinstance(data, Dataset) else x[rows]
-    what = f"{len(rows):,} {'test ' * isinstance(data, Dataset)}{'images' if x.ndim == 4 else 'samples'}"
-    x = x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
-    return x, y[rows].to(device), what
+def _refuse(what: str, value: Any, known: Iterable[str]) -> None:
+    if value not in known:
+        raise PrunelabError(f"PruningExplorer: {what} = {value!r}: {nearest(value, known)}")

@@ -32,6 +32,10 @@ DARK = {
     "axes.prop_cycle": mpl.cycler(color=["#4FA8E8", "#F2894F", "#2FC99A", "#E6A3C8", "#F2B84B", "#9AD6F7", "#B8BCC8"]),
 }
 CAPTION_SIZE = 6.5  # points
+# On the dark page of JupyterLab light and dark change places and hues stay, so that blue is blue and no box is white;
+# the bytes of the picture are the same everywhere.
+ON_DARK = """<style>[data-jp-theme-light="false"] .prunelab-picture
+{filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen}</style>"""
 
 
 class Shown(TypedDict, total=False):
@@ -83,11 +87,12 @@ class Picture(Figure):
         return buffer.getvalue()
 
     def html(self, dpi: float | None = None) -> str:
-        """An ``img`` element of fixed size with the alternative text."""
+        """An ``img`` element of fixed size with the alternative text; a light picture suits a dark JupyterLab too."""
         width, height = (round(inches * 100) for inches in self.get_size_inches())
         source = base64.b64encode(self.png(dpi)).decode()
+        before, name = (ON_DARK, ' class="prunelab-picture"') if self.look == "light" else ("", "")
         return (
-            f'<img src="data:image/png;base64,{source}" alt="{html.escape(self.alt)}" width="{width}" '
+            f'{before}<img{name} src="data:image/png;base64,{source}" alt="{html.escape(self.alt)}" width="{width}" '
             f'style="max-width:100%;height:auto;aspect-ratio:{width}/{height}">'
         )
 

@@ -68,6 +68,22 @@ class Removals:
                 recorded[name] = torch.where(gone, score, recorded[name])
         return Removals(rounds, recorded)
 
+    def restored(self, masks: Masks) -> Removals:
+        """The record after a roll-back: what ``masks`` keeps never went.
+
+        Args:
+            masks: In the shapes of the original model.
+        """
+        rounds, scores = dict(self.rounds), dict(self.scores)
+        for name in masks.keys() & rounds.keys():
+            rounds[name] = rounds[name].masked_fill(masks[name].cpu(), -1)
+            scores[name] = scores[name].masked_fill(masks[name].cpu(), torch.nan)
+        return Removals(rounds, scores)
+
+    def kept(self, round: int) -> Masks:
+        """What was still there in a round: the masks with which it was trained; round 0 is the dense network."""
+        return Masks({name: (gone == -1) | (gone > round) for name, gone in self.rounds.items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """The whole record as tensors named ``round/<parameter>`` and ``score/<parameter>``, for safetensors."""
         parts = (("round", self.rounds), ("score", self.scores))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prunelab import paths
@@ -118,6 +119,11 @@ def lead(ours: pd.DataFrame, first: str, second: str, y: str, low: float = 0.0, 
     return stats.mean_interval(differences.values())
 
 
+def leads(ours: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], y: str = "test_accuracy") -> dict[str, Interval]:
+    """``lead`` of several pairs: name of the quantity -> (first, second)."""
+    return {name: lead(ours, first, second, y) for name, (first, second) in pairs.items()}
+
+
 def loss_at(ours: pd.DataFrame, strategy: str, fraction: float, y: str) -> Interval:
     """What a curve has lost at a fraction of the units, compared with the dense networks of the same seeds.
 
@@ -142,6 +148,24 @@ def loss_at(ours: pd.DataFrame, strategy: str, fraction: float, y: str) -> Inter
     return stats.mean_interval(found.values())
 
 
+def removed_without_loss(rounds: pd.DataFrame, strategy: str, tolerance: float = 0.0) -> Interval:
+    """The largest share of the parameters that a strategy removes without loss, chosen on the validation part.
+
+    Args:
+        rounds: one row per run and round: strategy, seed, round, parameters, validation_accuracy.
+        strategy: whose runs.
+        tolerance: how much lower than the dense network's the validation accuracy may be, as a share.
+    """
+    from prunelab import stats
+
+    found = []
+    for _, own in rounds[rounds["strategy"] == strategy].sort_values("round").groupby("seed"):
+        dense = own.iloc[0]
+        enough = own[own["validation_accuracy"] >= dense["validation_accuracy"] - tolerance]
+        found.append(1 - enough["parameters"].min() / dense["parameters"])
+    return stats.mean_interval(found)
+
+
 def mnist_comparison(network: str) -> pd.DataFrame:
     """What other methods reach on MNIST: test error in per cent and compression, as one of their papers tabulates them.
 
@@ -157,6 +181,30 @@ def mnist_comparison(network: str) -> pd.DataFrame:
     if network not in set(table["network"]):
         raise PrunelabError(f"no comparison rows of {network!r}: {nearest(network, sorted(set(table['network'])))}")
     return table[table["network"] == network].drop(columns="network").reset_index(drop=True)
+
+
+def literature(data: str, model: str = "") -> pd.DataFrame:
+    """What pruning papers report, as Blalock et al. collected it: accuracy with compression or theoretical speed-up.
+
+    Source: the table of results of 81 papers beside "What is the State of Neural Network Pruning?" (MLSys 2020), in
+    github.com/JJGO/shrinkbench (MIT licence); rows with an accuracy and one of both, for small images.
+
+    Args:
+        data: as that table spells it: ``CIFAR-10``, ``CIFAR-100``.
+        model: beginning of its name there, as ``ResNet-``; empty: all.
+
+    Returns:
+        paper, data, model, method, accuracy, dense_accuracy, compression_ratio, speedup, source.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(paths.PACKAGE / "reported" / "literature.csv").rename(
+        columns={"compression": "compression_ratio"}
+    )
+    if data not in set(table["data"]):
+        raise PrunelabError(f"no results in the literature on {data!r}: {nearest(data, sorted(set(table['data'])))}")
+    own = table[(table["data"] == data) & table["model"].str.startswith(model)].reset_index(drop=True)
+    return own.assign(paper=own["paper"] + ", " + own["model"])
 
 
 def more_compression(rounds: pd.DataFrame, first: str, second: str) -> Interval:

@@ -63,6 +63,48 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
     return picture
 
 
+def beside_methods(rounds: pd.DataFrame, others: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
+    """Test error against compression, one panel per network: our rounds, and one point for each method as reported.
+
+    Args:
+        rounds: ours, one row per run and round: strategy (the network), id, round, compression_ratio, test_error (a
+            share).
+        others: of ``reported_curves.mnist_comparison``: network, method, test_error (in per cent), compression, source.
+        shown: title, provenance, look, size.
+    """
+    need(rounds, ["strategy", "round", "compression_ratio", "test_error"], "plots.beside_methods", "strategy")
+    need(others, ["network", "method", "test_error", "compression", "source"], "plots.beside_methods", "network")
+    names = list(dict.fromkeys(rounds["strategy"]))
+    means = marks.means(rounds, by=["strategy", "round"], columns=["compression_ratio", "test_error"])
+    words = ["Test error against compression."]
+    size = {"size": (4.6 * len(names) + 1.8, 4.2), **shown}
+    with canvas(1, len(names), **size, counted=marks.counted(means)) as (picture, axes):
+        for ax, name in zip(axes.flat, names, strict=True):
+            own = means[means["strategy"] == name].sort_values("round")
+            marks.dots(
+                ax,
+                rounds.loc[rounds["strategy"] == name, "compression_ratio"],
+                rounds.loc[rounds["strategy"] == name, "test_error"] * 100,
+                marks.series(0),
+            )
+            marks.bars(
+                ax, own, "compression_ratio", "test_error", spread=True, label="NNrelief, ours", **marks.series(0)
+            )
+            theirs = others[others["network"] == name]
+            for position, row in enumerate(theirs.itertuples(), start=1):
+                look = {**marks.series(position), "linestyle": "", "markerfacecolor": "none", "markersize": 8}
+                ax.plot([row.compression], [row.test_error], label=f"{row.method}, reported", **look)
+                words.append(f"{name}, {row.method}, reported: {row.test_error} % at {row.compression:g}.")
+            ends = [f"{100 * r.test_error:.2f} % at {r.compression_ratio:.3g}" for r in own.iloc[[0, -1]].itertuples()]
+            words.append(f"{name}, ours: {' and '.join(ends)}.")
+            marks.scale(ax, "x", "compression_ratio", rounds["compression_ratio"])
+            ax.set_xlabel(quantity("compression_ratio").axis)
+            ax.set_title(f"{name}: {quantity('test_error').axis}")
+        marks.legend(axes.flat[-1], "method")
+        picture.alt = " ".join(words)
+    return picture
+
+
 def _line(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> None:
     ax.plot(rows["fraction"], rows["ours"] * scale, label=name, markersize=4, **look)
 

@@ -104,9 +104,9 @@ class Model:
     hidden: tuple[
         Annotated[int, Field(ge=1)], ...
     ] = ()  # units or filters of the hidden layers; (): the model's own default
-    init: Literal["pytorch", "kaiming_normal", "glorot_uniform", "normal_0.01", "truncated_0.01", "truncated_0.1"] = (
-        "pytorch"
-    )
+    init: Literal[
+        "pytorch", "kaiming_normal", "glorot_uniform", "normal_0.01", "normal_1", "truncated_0.01", "truncated_0.1"
+    ] = "pytorch"
 
     @property
     def label(self) -> str:
@@ -155,11 +155,14 @@ class Prune:
     stop: Annotated[float, Field(gt=0, le=1)] | None = None  # no further round once this density of units was trained
     recover: Literal["finetune", "rewind", "reinit", "none"] = "finetune"
     masks_of: str = ""  # id of a run that this one follows, round by round
-    follow: Literal["masks", "counts"] = (
-        "masks"  # what it takes of that run: its masks, or only how much each layer keeps, chosen by its own method
-    )
     layers: tuple[str, ...] = ()  # names of the layers that may be pruned; (): every Linear and Conv2d of the model
     options: dict[str, Literals] = dataclasses.field(default_factory=dict)
+    follow: Literal["masks", "counts"] = (
+        "masks"  # what it takes of the run in masks_of: its masks, or only how much each layer keeps
+    )
+    also_after: tuple[
+        Annotated[int, Field(ge=1)], ...
+    ] = ()  # epochs, from the start of the run, after which it is pruned besides, as when somebody asked for it
 
     def __hash__(self) -> int:
         return hash(json.dumps(dataclasses.asdict(self), sort_keys=True))

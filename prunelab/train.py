@@ -441,7 +441,9 @@ class _Lockstep:
         if data.labelled:
             prediction = torch.cat(predicted, 1)
             right = (prediction == split.y).double().mean(1)
-            answers = [(right[run].item(), f1_macro(prediction[run], split.y, len(data.classes))) for run in range(runs)]
+            answers = [
+                (right[run].item(), f1_macro(prediction[run], split.y, len(data.classes))) for run in range(runs)
+            ]
         return {
             id(member): Evaluation(loss[run].mean().item(), batches[run].item(), *answers[run])
             for run, member in enumerate(self.members)

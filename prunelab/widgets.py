@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prunelab import marks, plots, tables
+from prunelab import marks, plots, tables, versus
 from prunelab.errors import PrunelabError
 from prunelab.pictures import Look, Picture
 from prunelab.quantities import need, quantity
@@ -65,6 +67,28 @@ def explore(
     need(measured, [], f"widgets.explore, {y} against {x}")
     measured = measured.assign(**{x: measured[x].map(lambda value: float(f"{value:.{DIGITS}g}"))})
     return _Explorer(measured, x, y, by, look).box
+
+
+def compare(rows: pd.DataFrame, x: str = "compression_ratio", y: str = "test_accuracy", by: str | None = None) -> VBox:
+    """Two methods among all, at one measured compression: error bars with n, and the verdict in a sentence.
+
+    Nothing is interpolated. An error is shown in the widget, with its trace, and raised.
+
+    Args:
+        rows: runs, one row per run and round: ``x``, ``y``, ``by``, seed; or means, as in a committed CSV: ``x``,
+            ``y``, ``y_half``, ``by``, n. Positions of the slider are the rounds, where there is a column round.
+        x: column that says how much is compressed.
+        y: column that is compared.
+        by: column of the methods; None: ``strategy`` where there is one, otherwise ``method``.
+
+    Returns:
+        An ``ipywidgets.VBox``: four controls, sentence, table with pictures, and the place for errors.
+
+    Raises:
+        ImportError: ipywidgets is not installed.
+        PrunelabError: a column that is missing or was never measured, or fewer than two methods.
+    """
+    return _Comparison(versus.Results.of(rows, x, y, by)).box
 
 
 def positions(rows: pd.DataFrame, x: str, by: str, choice: Any, seed: int | None = None) -> list[float]:
@@ -172,24 +196,67 @@ class _Explorer:
         """Show what the controls say; what cannot be shown leaves its error there instead of an old picture."""
         if self.offering:
             return
-        self.errors.outputs = ()
-        try:
+        with _errors_in(self.errors, self.sentence, self.picture, self.table):
             shown = view(
                 self.rows, self.x, self.y, self.by, self.choice.value, self.seed.value, self.slider.value, self.look
             )
-            parts = (
-                f'<p role="status" aria-live="polite">{html.escape(shown.sentence)}</p>',
-                shown.picture.html(DPI),
-                shown.table._repr_html_(),
+            self.sentence.value = f'<p role="status" aria-live="polite">{html.escape(shown.sentence)}</p>'
+            self.picture.value = shown.picture.html(DPI)
+            self.table.value = shown.table._repr_html_()
+
+
+class _Comparison:
+    """The controls of ``compare``."""
+
+    def __init__(self, results: versus.Results) -> None:
+        widgets = _ipywidgets()
+        self.results = results
+        wide = {"style": {"description_width": "5em"}, "layout": {"width": "24em", "max_width": "100%"}}
+        names = [(str(name), name) for name in results.methods]
+        self.one = widgets.Dropdown(options=names, value=results.methods[1], description="compare", **wide)
+        self.two = widgets.Dropdown(options=names, value=results.methods[0], description="with", **wide)
+        seeds = [(ALL, None), *((str(seed), seed) for seed in results.seeds)]
+        self.seed = widgets.Dropdown(options=seeds, description="seed", disabled=len(seeds) == 1, **wide)
+        options = results.positions
+        self.slider = widgets.SelectionSlider(
+            options=options,
+            value=options[len(options) // 2][1],
+            description=quantity(results.x).label.partition(" (")[0],
+            style={"description_width": "initial"},
+            layout={"width": "44em", "max_width": "100%"},
+            tooltip="moves over measured values only",
+        )
+        self.sentence, self.table, self.errors = widgets.HTML(), widgets.HTML(), widgets.Output()
+        self.table.layout = {"overflow": "auto", "max_width": "100%"}
+        row = widgets.HBox([self.one, self.two, self.seed], layout={"flex_flow": "row wrap"})
+        self.box = widgets.VBox([self.slider, row, self.sentence, self.table, self.errors])
+        for control in (self.slider, self.one, self.two, self.seed):
+            control.observe(self._draw, "value")
+        self._draw(None)
+
+    def _draw(self, _: Any) -> None:
+        at = self.one.value, self.two.value, self.slider.value, self.seed.value
+        with _errors_in(self.errors, self.sentence, self.table):
+            words, table = self.results.words(*at), self.results.html(*at)
+            self.sentence.value = (
+                f'<p role="status" aria-live="polite" style="line-height:1.4;min-height:2.8em">{html.escape(words)}</p>'
             )
-        except Exception as error:
-            parts = ("", "", "")
-            trace = traceback.format_exception(error)
-            output = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": trace}
-            self.errors.outputs = (output,)
-            raise
-        finally:
-            self.sentence.value, self.picture.value, self.table.value = parts
+            self.table.value = table
+
+
+@contextmanager
+def _errors_in(output: Any, *parts: Any) -> Iterator[None]:
+    """An error is shown in ``output``, with its trace, instead of old ``parts``, and raised."""
+    output.outputs = ()
+    try:
+        yield
+    except Exception as error:
+        for part in parts:
+            part.value = ""
+        trace = traceback.format_exception(error)
+        shown = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": trace}
+        output.outputs = (shown,)
+        raise
 
 
 def _ipywidgets() -> Any:

@@ -10,12 +10,16 @@ from torch import nn
 
 from prunelab import cli
 from prunelab.checklist import checklist
-from prunelab.comparison import comparable, compare, method_of
+from prunelab.comparison import comparable, compare, costs, method_of, speedups, trainings
+from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
 from prunelab.masks import Masks
+from prunelab.protocols import in_one_training
 from prunelab.pruners.select import keep_as_many, unit_masks
+from prunelab.reported_curves import literature
 from prunelab.results import Store
+from prunelab.tradeoff_plots import tradeoffs
 
 SMALL = {"data": "digits", "rounds": 2, "seeds": 1, "epochs": 1, "recovery": 1, "train_size": 200}
 
@@ -179,3 +183,52 @@ def test_compare_on_the_command_line(tmp_path, monkeypatch, capsys):
 def test_whatever_is_called_comparable_can_be_compared():
     (study,) = compare(comparable(), seeds=1).values()
     assert len(study) >= len(comparable()) - 2
+
+
+def test_only_some_of_the_methods(tmp_path):
+    (study,) = compare({"a": "snip", "b": "wanda"}, only=["b"], seeds=1).values()
+    assert list(study) == ["random", "magnitude", "b"]
+    with pytest.raises(PrunelabError, match="only 'c'"):
+        compare({"a": "snip"}, only=["c"])
+    with pytest.raises(PrunelabError, match="controls of 'c'"):
+        compare({"a": "snip"}, controls=["c"])
+
+
+def test_costs_and_measured_speedups_of_a_small_bench(tmp_path):
+    (study,) = compare(["snip", "dropnet"], controls=["dropnet"], **SMALL).values()
+    results = run_all(study, store=Store(tmp_path), jobs=1, progress=False)
+    rounds = costs(study, results)
+    assert set(rounds[rounds["kind"] == "units"]["strategy"]) == {name for name in study if "units" in name} | {
+        name for name in study if "dropnet" in name
+    }
+    assert (rounds[rounds["round"] == 0]["theoretical_speedup"] == 1).all()
+    assert rounds[rounds["round"] == 2]["fraction"].unique().tolist() == [0.25]
+    fast = speedups(study, results.store, load(study["snip"][0].data), batch=16, repeats=3)
+    assert set(fast["strategy"]) == {"random units", "L1 units", "dropnet"}
+    assert (fast["speedup"] > 0).all()
+
+
+def test_whole_trainings_cost_what_their_rounds_cost(tmp_path):
+    study = in_one_training(1, data="digits", hidden=(12, 8), epochs=4, train_size=100)
+    results = run_all(study, store=Store(tmp_path), jobs=1, progress=False)
+    assert not results.failed
+    spent = trainings(results, 100).set_index("strategy")
+    dense = 64 * 12 + 12 * 8 + 8 * 10
+    assert spent.loc["unpruned", "training_macs"] == dense * 4 * 100 * 3
+    assert spent.loc["L1 while training", "training_macs"] < spent.loc["unpruned", "training_macs"]
+
+
+def test_the_literature_has_a_source_and_a_cost():
+    rows = literature("CIFAR-10", "ResNet-")
+    assert (rows["source"] == "literature").all()
+    assert rows[["compression_ratio", "speedup"]].notna().any(axis=1).all()
+    assert rows["accuracy"].between(0.5, 1).all()
+    with pytest.raises(PrunelabError, match="no results in the literature on 'CIFAR'"):
+        literature("CIFAR")
+
+
+def test_the_sheet_of_trade_offs_says_what_it_shows():
+    frame = rows(models=("a",))
+    frame = frame.assign(strategy=frame["strategy"].astype(str))
+    picture = tradeoffs({"weights": (frame, "compression_ratio"), "operations": (frame, "effective_macs")})
+    assert "weights: 3 methods, the best mean 90.00 %" in picture.alt

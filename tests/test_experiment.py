@@ -195,6 +195,39 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method
         np.testing.assert_array_equal(store.weights(one.id)[name], array)
 
 
+def test_a_killed_population_goes_on_with_every_run_where_it_was(tmp_path, one_thread):
+    train = Train(epochs=9, batch_size=4, lr=1e-3, patience=1)
+    runs = [
+        run("dropnet", seed=seed, train=train, amount=0.3, rounds=4, recover="rewind", options={"metric": metric})
+        for seed in range(2)
+        for metric in ("minimum", "random")
+    ]
+    store, whole = Store(tmp_path / "killed"), Store(tmp_path / "whole")
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(store.root), json.dumps([r.asdict() for r in runs])]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    places = [store.root / f"{r.id}.partial" / "checkpoint.safetensors" for r in runs]
+    for _ in range(1000):
+        if all(place.exists() for place in places) or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = store.rounds([r.id for r in runs], unfinished=True)
+    assert set(reached["id"]) == {r.id for r in runs}
+    for where in (store, whole):
+        run_all(runs, store=where, jobs=1, progress=False)
+    ids = [r.id for r in runs]
+    kept = store.rounds(ids).merge(reached[["id", "round", "seconds"]], on=["id", "round"], suffixes=("", "_before"))
+    assert (kept["seconds"] == kept["seconds_before"]).all()  # what had ended was not trained again
+    a, b = (s.rounds(ids).set_index(["id", "round"]).sort_index() for s in (store, whole))
+    pd.testing.assert_series_equal(a["units"], b["units"])
+    pd.testing.assert_series_equal(a["epochs"], b["epochs"])
+    np.testing.assert_allclose(a["test_loss"], b["test_loss"], rtol=1e-3)
+    for one in ids:
+        for name, array in whole.weights(one).items():
+            np.testing.assert_allclose(store.weights(one)[name], array, rtol=1e-2, atol=1e-4)
+
+
 def test_of_two_processes_at_one_run_one_trains_and_the_other_waits(tmp_path):
     one = run(train=Train(epochs=10, batch_size=4))
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), json.dumps([one.asdict()])]

@@ -3,12 +3,13 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import prunelab
-from prunelab import data, live, live_view, models, settings
+from prunelab import cost, data, live, live_controls, live_pruning, live_view, models, settings
 from prunelab.errors import PrunelabError
 from prunelab.live import PruningExplorer
 from prunelab.pruners.magnitude import Magnitude
@@ -47,16 +48,36 @@ def text(widget):
 
 
 def sentence(explorer):
-    return text(explorer.children[2])
+    return text(explorer._sentence)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "random"])
+CHOICES = [
+    ("magnitude", "weight"),
+    ("magnitude", "neuron"),
+    ("random", "weight"),
+    ("random", "neuron"),
+    ("l2_neuron", "neuron"),
+    ("taylor", "neuron"),
+    ("dropnet", "unit"),
+    ("wanda", "weight"),
+]
+
+
+def options(explorer, method, granularity):
+    """For ``prunelab.prune``: what the name itself sets is no option."""
+    free = {"granularity": granularity} if method in ("magnitude", "random", "taylor") else {}
+    return {**free, "batches": explorer._subject._batches, "allow_empty": True}
+
+
+@pytest.mark.parametrize(("method", "granularity"), CHOICES)
 @pytest.mark.parametrize("scope", ["global", "layer"])
-def test_the_masks_at_every_position_are_those_of_prune(model, digits, method, scope):
-    explorer = PruningExplorer(model, digits, method=method, scope=scope, seed=3, evaluate=10)
-    for rate in (0.0, 0.37, 0.9, 0.999, 0.5):  # also back
+def test_the_masks_at_every_position_are_those_of_prune(model, digits, method, granularity, scope):
+    explorer = PruningExplorer(
+        model, digits, method=method, granularity=granularity, scope=scope, seed=3, evaluate=10, rate=0.1
+    )
+    for rate in (0.0, 0.37, 0.9, 0.99, 0.5):  # also back
         explorer.rate.value = rate
-        expected = prunelab.prune(model, method, rate, seed=3, scope=scope, allow_empty=True)
+        expected = prunelab.prune(model, method, rate, seed=3, scope=scope, **options(explorer, method, granularity))
         assert explorer.masks == expected
 
 
@@ -91,8 +112,8 @@ def test_the_sample_is_fixed_random_and_of_the_stated_size(model, digits):
     small = PruningExplorer(model, digits, evaluate=64)
     again = PruningExplorer(model, digits, evaluate=64, seed=9)
     assert "on 64 test images" in str(small)
-    assert torch.equal(small._y, again._y)
-    assert not torch.equal(small._y, digits.test.y[:64])
+    assert torch.equal(small._subject._y, again._subject._y)
+    assert not torch.equal(small._subject._y, digits.test.y[:64])
 
 
 def test_inputs_and_labels_of_ones_own_do_as_well(model, digits):
@@ -112,20 +133,20 @@ def test_the_model_and_its_mode_stay_as_they_are(digits):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
     assert net[0].weight.is_contiguous()
-    eager = measured(net, explorer.masks, explorer._x, explorer._y)
+    eager = measured(net, explorer.masks, explorer._subject._x, explorer._subject._y)
     assert explorer.visited.set_index("rate")["accuracy"][0.9] == eager
 
 
 def test_a_sweep_visits_the_standard_rates_and_comes_back(model, digits):
     explorer = PruningExplorer(model, digits, rate=0.3)
-    explorer.button.click()
+    explorer.buttons["sweep"].click()
     visited = explorer.visited
     assert visited["rate"].tolist() == [0.3, *live.STANDARD]
     assert visited["sparsity"].tolist() == pytest.approx(visited["rate"].tolist(), abs=2e-4)
     assert explorer.rate.value == 0.3
     assert "pruning rate of 30 %" in str(explorer)
     assert explorer.masks == prunelab.prune(model, "magnitude", 0.3)
-    assert explorer.children[3].value.count('class="visited"') == 1 + len(live.STANDARD)
+    assert explorer._curve.value.count('class="visited"') == 1 + len(live.STANDARD)
 
 
 def test_each_setting_has_a_curve_of_its_own(model, digits):
@@ -133,7 +154,7 @@ def test_each_setting_has_a_curve_of_its_own(model, digits):
     explorer.rate.value = 0.5
     explorer.score.value = "random"
     explorer.scope.value = "layer"
-    assert explorer.children[3].value.count('class="visited"') == 1
+    assert explorer._curve.value.count('class="visited"') == 1
     found = explorer.visited[["method", "scope", "rate"]].to_records(index=False).tolist()
     assert found == [
         ("magnitude", "global", 0.9),
@@ -172,7 +193,7 @@ def test_a_message_of_the_browser_moves_it(model, digits):
 def test_a_rate_between_the_steps_gets_a_position(model, digits):
     explorer = PruningExplorer(model, digits, rate=0.8765)
     assert explorer.rate.label == "87.65 %"
-    assert {0.8765, *live.STEPS} == {value for _, value in explorer.rate.options}
+    assert {0.8765, *live_controls.STEPS} == {value for _, value in explorer.rate.options}
 
 
 def test_an_error_is_shown_raised_and_remembered(model, digits, monkeypatch):
@@ -186,11 +207,14 @@ def test_an_error_is_shown_raised_and_remembered(model, digits, monkeypatch):
         patch.setattr(Magnitude, "select", broken)
         with pytest.raises(RuntimeError, match="no selection today"):
             explorer.rate.value = 0.1
-    (shown,) = explorer.children[4].outputs
+    (shown,) = explorer._errors.outputs
     assert (shown["output_type"], shown["ename"], shown["evalue"]) == ("error", "RuntimeError", "no selection today")
-    assert sentence(explorer) == explorer.children[3].value == "", "an old picture would lie"
+    assert sentence(explorer) == explorer._curve.value == explorer._bars.value == explorer._table.value == "", (
+        "an old picture would lie"
+    )
+    assert not explorer.buttons["undo"].disabled
     explorer.rate.value = 0.2
-    assert explorer.children[4].outputs == ()
+    assert explorer._errors.outputs == ()
     assert "20 %" in sentence(explorer)
     with pytest.raises(RuntimeError, match="no selection today"):
         explorer.check()
@@ -201,6 +225,7 @@ def test_an_error_is_shown_raised_and_remembered(model, digits, monkeypatch):
     [
         ({"method": "magnitud"}, "did you mean 'magnitude'"),
         ({"method": "l1_neuron"}, "method = 'l1_neuron'"),
+        ({"granularity": "filter"}, "granularity = 'filter'"),
         ({"scope": "unit"}, "scope = 'unit'"),
         ({"rate": 1.2}, "amount = 1.2"),
         ({"evaluate": 0}, "evaluate = 0"),
@@ -215,33 +240,20 @@ def test_what_cannot_be_explored_is_refused_in_one_line(model, digits, wrong, wo
     assert "\n" not in str(caught.value)
 
 
-def test_only_methods_that_rank_single_weights_are_offered():
-    assert {"magnitude", "random", "snip", "taylor", "wanda"} <= set(live.offered())
-    assert {"magnitude", "random"} == set(live.offered(data=False))
-    assert not {"movement", "slimming"} & set(live.offered())
-    assert not {"none", "dyprune", "l1_weight", "l1_neuron", "random_filter"} & set(live.offered())
+def offered(net, data=True):
+    return live_pruning.offered(net, prunelab.Masks.ones(net), data)
 
 
-def test_the_curve_puts_points_where_they_belong():
-    left, right = live_view.LEFT, live_view.WIDTH - live_view.RIGHT
-    top, bottom = live_view.TOP, live_view.HEIGHT - live_view.BOTTOM
-    drawn = live_view.curve([(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)], (0.5, 0.5), 1.0, 'a "b" <c>')
-    points = [float(number) for number in re.split("[ ,]", re.search('points="([^"]*)"', drawn)[1])]
-    assert points == [left, top, (left + right) / 2, (top + bottom) / 2, right, bottom]  # in the order of the rates
-    assert f'class="here" cx="{(left + right) / 2}" cy="{(top + bottom) / 2}"' in drawn
-    assert 'aria-label="a &quot;b&quot; &lt;c&gt;"' in drawn
-    assert "dense 100.0 %" in drawn
-
-
-def test_the_layers_are_a_table_whose_bars_are_the_densities():
-    rows = [
-        {"parameter": "<a>.weight", "kept": 250, "total": 1000},
-        {"parameter": "b.weight", "kept": 0, "total": 1000},
-    ]
-    table = live_view.layers(rows)
-    assert [float(width) for width in re.findall(r"width:([\d.]+)%", table)] == [25.0, 0.0, 12.5]
-    assert re.findall("<td>([^<]*)</td>", table)[-3:] == ["250", "2,000", "0.1250"]
-    assert "<th>&lt;a&gt;</th>" in table
+def test_methods_that_rank_a_finished_model_are_offered_once_with_what_they_can_remove(model):
+    conv = models.build(settings.Model("lenet_5"), (1, 28, 28), 10, 0)
+    normed = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    assert offered(model)["magnitude"] == ["weight", "neuron"]
+    assert offered(conv)["magnitude"] == ["weight", "neuron", "filter", "unit"]
+    assert {"snip", "taylor", "wanda", "dropnet", "apoz", "l2_filter"} <= set(offered(conv))
+    assert {"magnitude", "random", "l2_neuron"} == set(offered(model, data=False))
+    assert "slimming" in offered(normed)
+    assert not {"slimming", "movement", "none", "dyprune", "l1_weight", "random_filter", "n_of_m"} & set(offered(conv))
+    assert "dropnet_oracle" not in offered(conv), "it removes one unit, whatever the rate"
 
 
 @pytest.mark.parametrize("method", ["snip", "taylor", "wanda"])
@@ -252,3 +264,144 @@ def test_scores_that_look_at_data_get_some_of_the_training_part(method):
     assert explorer.masks.sparsity == pytest.approx(0.5, abs=0.01)
     explorer.scope.value = "layer"
     explorer.check()
+
+
+# -- layers with a rate of their own -----------------------------------------------------------------------------------
+
+
+def test_a_layer_with_a_rate_of_its_own_no_longer_competes(model, digits):
+    explorer = PruningExplorer(model, digits, rate=0.8, evaluate=20)
+    explorer.own["hidden_1"].value = 0.25
+    by_layer = {row["parameter"]: row for row in explorer.masks.by_layer()}
+    assert by_layer["hidden_1.weight"]["kept"] == 0.75 * 2560
+    others = prunelab.prune(model, "magnitude", 0.8, layers=["hidden_2", "output"], allow_empty=True)
+    assert all(torch.equal(explorer.masks[name], mask) for name, mask in others.items())
+    assert "pruning rate of 80 %, hidden_1 25 % (sparsity" in str(explorer)
+    assert explorer.visited["own"].tolist() == ["", "hidden_1 25 %"]
+    assert "hidden_1 25 %" in explorer._controls.fold.titles[0]
+    explorer.own["hidden_1"].value = live_controls.ABOVE
+    assert explorer.masks == prunelab.prune(model, "magnitude", 0.8)
+
+
+def test_layers_of_which_nothing_can_go_have_no_slider_that_moves(model, digits):
+    explorer = PruningExplorer(model, digits, granularity="neuron", evaluate=20)
+    assert {name: slider.disabled for name, slider in explorer.own.items()} == {
+        "hidden_1": False,
+        "hidden_2": False,
+        "output": True,
+    }
+    explorer.granularity.value = "weight"
+    assert not any(slider.disabled for slider in explorer.own.values())
+
+
+def test_a_score_offers_what_it_can_remove(model, digits):
+    explorer = PruningExplorer(model, digits, granularity="neuron", evaluate=20)
+    explorer.score.value = "wanda"
+    assert [kind for _, kind in explorer.granularity.options] == ["weight"]
+    assert explorer.visited["granularity"].tolist() == ["neuron", "weight"], "one picture for one move"
+
+
+# -- what it costs, and what goes --------------------------------------------------------------------------------------
+
+
+def test_work_and_bytes_are_those_of_the_cost_module():
+    net = models.build(settings.Model("lenet_5"), (1, 28, 28), 10, 0)
+    x, y = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+    explorer = PruningExplorer(net, (x, y), rate=0.75)
+    weights = cost.summarise(net, (1, 28, 28), explorer.masks)
+    assert explorer._subject.work(explorer.masks) == (weights.effective_macs, weights.macs)
+    assert "effective MACs of 2.29M" in explorer._facts.value
+    assert f"<b>{live_view.size(4 * weights.weights)}</b>" in explorer._facts.value
+    assert "non-zero weights of 1.72 MB" in explorer._facts.value
+
+
+def test_a_model_whose_work_cannot_be_counted_is_explored_without_it(model, digits, monkeypatch):
+    monkeypatch.setattr(live_pruning.cost, "macs", lambda *_: (_ for _ in ()).throw(PrunelabError("no")))
+    explorer = PruningExplorer(model, digits, evaluate=20)
+    assert "MACs" not in explorer._facts.value
+    assert "non-zero weights" in explorer._facts.value
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.6, 0.99])
+def test_the_histogram_counts_the_weights_and_parts_them_at_the_threshold(model, digits, rate):
+    explorer = PruningExplorer(model, digits, rate=rate, evaluate=20)
+    found = explorer._subject.histogram(explorer._shown, explorer.masks)
+    weights = torch.cat([model.get_parameter(name).detach().flatten() for name in explorer.masks])
+    keep = torch.cat([mask.flatten() for mask in explorer.masks.values()])
+    assert found.edge == float(weights.abs().max())
+    expected = torch.histc(weights, live_pruning.BINS, -found.edge, found.edge)
+    assert np.abs(np.cumsum(found.there) - expected.cumsum(0).numpy()).max() <= 2, "rounding at the edges of the bins"
+    assert (sum(found.there), sum(found.kept)) == (3560, explorer.masks.kept)
+    assert float(weights[~keep].abs().max()) <= found.threshold <= float(weights[keep].abs().min())
+    assert f"|w| = {found.threshold:.3g}" in explorer._bars.value
+
+
+def test_without_one_size_that_parts_them_no_threshold_is_drawn(model, digits):
+    explorer = PruningExplorer(model, digits, scope="layer", rate=0.6, evaluate=20)
+    assert "no one threshold" in explorer._bars.value
+    assert 'class="cut"' not in explorer._bars.value
+    explorer.layer.value = "hidden_2"
+    assert "|w| = " in explorer._bars.value
+    assert "of 800 are kept" in explorer._bars.value
+    assert len(explorer.visited) == 1, "to look at a layer is no move"
+    explorer.score.value = "random"
+    assert 'class="cut"' not in explorer._bars.value
+    explorer.rate.value = 0.0
+    assert "all are kept" in explorer._bars.value
+
+
+def test_the_units_of_each_layer_are_counted(model, digits):
+    explorer = PruningExplorer(model, digits, granularity="neuron", rate=0.5, evaluate=20)
+    left = [int(explorer.masks[f"{layer}.weight"].any(1).sum()) for layer in ("hidden_1", "hidden_2")]
+    assert sum(left) == 30
+    table = explorer._table.value
+    assert f"<td>{left[0]} of 40</td>" in table
+    assert f"<td>{left[1]} of 20</td>" in table
+    assert "<td>10 of 10</td>" in table
+
+
+# -- back, and aside ---------------------------------------------------------------------------------------------------
+
+
+def test_undo_goes_back_one_change_at_a_time(model, digits, monkeypatch):
+    monkeypatch.setattr(live, "PAUSE", -1.0)
+    explorer = PruningExplorer(model, digits, rate=0.5, evaluate=50)
+    assert explorer.buttons["undo"].disabled
+    seen = [str(explorer)]
+    for change in (
+        lambda: setattr(explorer.rate, "value", 0.9),
+        lambda: setattr(explorer.score, "value", "wanda"),
+        lambda: setattr(explorer.own["hidden_2"], "value", 0.1),
+        lambda: setattr(explorer.seed, "value", 7),
+    ):
+        change()
+        seen.append(str(explorer))
+    for expected in seen[-2::-1]:
+        explorer.buttons["undo"].click()
+        assert str(explorer) == expected
+    assert (explorer.rate.value, explorer.score.value, explorer.seed.value) == (0.5, "magnitude", 0)
+    assert explorer.own["hidden_2"].value == live_controls.ABOVE
+    assert explorer.buttons["undo"].disabled
+    explorer.undo()
+    assert str(explorer) == seen[0]
+
+
+def test_a_drag_is_undone_as_one_change(model, digits):
+    explorer = PruningExplorer(model, digits, rate=0.5, evaluate=50)
+    for rate in (0.6, 0.7, 0.8):
+        explorer.rate.value = rate
+    explorer.scope.value = "layer"
+    explorer.undo()
+    assert "80 %" in str(explorer)
+    explorer.undo()
+    assert "50 %" in str(explorer)
+
+
+def test_masks_that_are_kept_stay_while_the_slider_goes_on(model, digits):
+    explorer = PruningExplorer(model, digits, rate=0.5, evaluate=50)
+    assert explorer.kept is None
+    explorer.buttons["keep these masks"].click()
+    explorer.rate.value = 0.9
+    assert explorer.kept == prunelab.prune(model, "magnitude", 0.5)
+    assert explorer.keep() == explorer.kept == explorer.masks
+    assert "sparsity 0.900" in explorer._controls.note.value

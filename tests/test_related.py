@@ -104,3 +104,15 @@ def test_zero_keep_drops_the_units_with_the_fewest_zeros():
     assert zero_skipped_macs(masks, layer_macs(model, (4,))) == 3 + 2
     with pytest.raises(PrunelabError, match=r"zeros = 1\.5: should be a share"):
         prune(model, "zero_keep", 0.3, zeros=1.5)
+
+
+def test_glance_prunes_residual_networks_of_a_run_by_the_groups_of_their_shortcuts(tmp_path):
+    data = Data("digits", train_size=64, test_size=64)
+    train = Train(epochs=1, batch_size=64)
+    one = Run(data, Model("resnet20", (4, 4, 8)), train, Prune("glance", 0.5, 1), seed=0)
+    store = Store(tmp_path)
+    result = run_all([one], store=store, jobs=1, progress=False)
+    assert not result.failed
+    masks = store.masks(one.id)
+    shared = [masks[f"stage_1.block_{i}.conv_2.weight"].any((1, 2, 3)).tolist() for i in (1, 2, 3)]
+    assert shared[0] == shared[1] == shared[2] == masks["conv.weight"].any((1, 2, 3)).tolist()

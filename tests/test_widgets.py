@@ -115,13 +115,13 @@ def test_an_error_in_a_callback_is_shown_raised_and_leaves_no_old_picture(monkey
 
 
 def test_an_error_is_found_in_the_saved_state_of_the_widgets(monkeypatch):
-    from ipywidgets.embed import embed_data
+    from ipywidgets.embed import dependency_state, embed_data
 
     box = widgets.explore(rows())
     monkeypatch.setattr(widgets.plots, "curve", lambda *args, **values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         parts(box)[2].value = 0.05
-    states = embed_data([box])["manager_state"]["state"].values()
+    states = embed_data([box], state=dependency_state([box]))["manager_state"]["state"].values()
     found = [o["ename"] for state in states for o in state["state"].get("outputs", ()) if o["output_type"] == "error"]
     assert found == ["ZeroDivisionError"]
 

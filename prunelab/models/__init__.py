@@ -16,6 +16,7 @@ from prunelab.errors import PrunelabError, nearest
 from prunelab.models.convnet import dropnet_b, dropnet_c
 from prunelab.models.dropnet_resnet import dropnet_resnet18
 from prunelab.models.dropnet_vgg import dropnet_vgg19
+from prunelab.models.dropneuron import autoencoder, linear_chain
 from prunelab.models.initialisation import initialise
 from prunelab.models.lenet import lenet_5, lenet_5_same, lenet_300_100
 from prunelab.models.mlp import mlp, perceptron
@@ -39,6 +40,8 @@ MODELS = {
     "lenet_300_100": Architecture(lenet_300_100, (300, 100)),
     "lenet_5": Architecture(lenet_5, (20, 50, 500)),
     "lenet_5_same": Architecture(lenet_5_same, (32, 64, 512)),
+    "linear_chain": Architecture(linear_chain, (5,), any_depth=True),
+    "autoencoder": Architecture(autoencoder, (128, 64, 128), any_depth=True),
     "dropnet_a": Architecture(perceptron, (40, 40)),
     "dropnet_b": Architecture(dropnet_b, (64, 64)),
     "dropnet_c": Architecture(dropnet_c, (64, 64, 128, 128)),

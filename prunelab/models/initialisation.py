@@ -28,10 +28,14 @@ def _glorot_uniform(layer: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def _normal(layer: nn.Linear | nn.Conv2d) -> None:
-    """Weights and biases from N(0, 0.01^2): DropNeuron, lenet-300-100.py."""
-    for parameter in layer.parameters(recurse=False):
-        nn.init.normal_(parameter, std=0.01)
+def _normal(std: float) -> Callable[[nn.Linear | nn.Conv2d], None]:
+    """Weights and biases from N(0, std^2): DropNeuron, lenet-300-100.py (0.01), regression.py, autoencoder.py (1)."""
+
+    def draw(layer: nn.Linear | nn.Conv2d) -> None:
+        for parameter in layer.parameters(recurse=False):
+            nn.init.normal_(parameter, std=std)
+
+    return draw
 
 
 def _truncated(std: float) -> Callable[[nn.Linear | nn.Conv2d], None]:
@@ -51,7 +55,8 @@ INITIALISATIONS: dict[str, Callable[[nn.Linear | nn.Conv2d], None]] = {
     "pytorch": _pytorch,
     "kaiming_normal": _kaiming_normal,
     "glorot_uniform": _glorot_uniform,
-    "normal_0.01": _normal,
+    "normal_0.01": _normal(0.01),
+    "normal_1": _normal(1.0),
     "truncated_0.01": _truncated(0.01),
     "truncated_0.1": _truncated(0.1),
 }

@@ -7,7 +7,7 @@ frozen dataclass; made with ``prunelab.settings.settings`` its values are checke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prunelab.collapse import dead_layers
 from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.pruners.coreset import Coreset
 from prunelab.pruners.criterion import Criterion, NofM
 from prunelab.pruners.dropnet import DropNet
 from prunelab.pruners.dropneuron import DropNeuron
@@ -26,14 +27,27 @@ from prunelab.pruners.magnitude import Magnitude
 from prunelab.pruners.nnrelief import NNrelief
 from prunelab.pruners.none import Dense
 from prunelab.pruners.oracle import Oracle
+from prunelab.pruners.play_and_prune import PlayAndPrune
 from prunelab.pruners.random import Random
+from prunelab.pruners.retraining_free import RetrainingFree
 from prunelab.pruners.scheduled import Scheduled
 from prunelab.pruners.select import Granularity, check_amount, scored_names
 from prunelab.pruners.while_training import WhileTraining
 from prunelab.pruners.zero_keep import ZeroKeep
 from prunelab.settings import Prune
 
-__all__ = ["METHODS", "Method", "Pruner", "Ranking", "build", "first_masks", "prune"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Pruner",
+    "Ranking",
+    "Reweighting",
+    "build",
+    "first_masks",
+    "prune",
+    "prune_",
+    "put_weights",
+]
 
 
 @runtime_checkable
@@ -72,6 +86,17 @@ class Ranking(Pruner, Protocol):
         ...
 
 
+@runtime_checkable
+class Reweighting(Pruner, Protocol):
+    """A pruner that also gives weights that are left other values: ``masks`` is the first part of ``reweighted``."""
+
+    def reweighted(
+        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
+    ) -> tuple[Masks, Mapping[str, Tensor]]:
+        """What is left, and parameter name -> new values of the whole parameter, where the method changes them."""
+        ...
+
+
 class Method(NamedTuple):
     """What a name stands for: a class, and the fields that the name itself sets, which no option may set again."""
 
@@ -90,8 +115,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         # related methods
         "dropneuron": Method(DropNeuron),
         "while_training": Method(WhileTraining),
+        "play_and_prune": Method(PlayAndPrune),
         "glance": Method(Glance),
         "zero_keep": Method(ZeroKeep),
+        "coreset": Method(Coreset),
+        "retraining_free": Method(RetrainingFree),
         "one_cycle": Method(Scheduled, {"schedule": "one_cycle"}),
         "gradual": Method(Scheduled, {"schedule": "agp"}),
         "scheduled": Method(Scheduled),
@@ -158,7 +186,7 @@ def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) ->
 def prune(
     model: nn.Module,
     method: str | Pruner,
-    amount: float,
+    amount: float | Mapping[str, float],
     *,
     layers: Iterable[str] = (),
     batches: Iterable[Any] | None = None,
@@ -172,7 +200,8 @@ def prune(
     Args:
         model: Any module with Linear or Conv2d layers.
         method: A name of ``METHODS``, or a pruner of your own.
-        amount: Fraction of the remaining weights or units that goes, in [0, 1).
+        amount: Fraction of the remaining weights or units that goes, in [0, 1); or layer -> fraction, each layer pruned
+            by itself, as ``sensitivity`` proposes.
         layers: Names of the layers that may be pruned; ``()``: all Linear and Conv2d.
         batches: Inputs and targets, for methods that look at data.
         current: What earlier rounds left; None: everything is still there. ``amount`` is a fraction of this.
@@ -182,12 +211,83 @@ def prune(
 
     Returns:
         Masks on the device of the model. ``masks.apply_(model)`` sets the pruned weights to zero, and
-        ``masks.hold(model, optimizer)`` keeps them there while you train.
+        ``masks.hold(model, optimizer)`` keeps them there while you train. Of a method that also changes the weights
+        that are left (coresets) this is one half; ``prune_`` does both.
 
     Raises:
         PrunelabError: one line that says what is wrong, before any work; after it, unless ``allow_empty=True``, the
             name of a layer that would lose all its weights, or at which the last path from the inputs would end.
     """
+    how = {"layers": layers, "batches": batches, "current": current, "start": start, "seed": seed}
+    return _pruned(model, method, amount, **how, **options)[0]
+
+
+def prune_(model: nn.Module, method: str | Pruner, amount: float | Mapping[str, float], **how: Any) -> Masks:
+    """``prune``, and ``model`` is changed: pruned weights are zero, and others have the values that the method gives.
+
+    Only methods that are ``Reweighting`` give any (coresets); with all others it is ``prune`` and ``masks.apply_``.
+
+    Args:
+        model: As for ``prune``.
+        method: As for ``prune``.
+        amount: As for ``prune``.
+        **how: All that ``prune`` takes by name.
+
+    Returns:
+        The masks, which are applied already.
+    """
+    masks, weights = _pruned(model, method, amount, **how)
+    put_weights(model, weights)
+    masks.apply_(model)
+    return masks
+
+
+def _layer_by_layer(
+    model: nn.Module,
+    method: str | Pruner,
+    amounts: Mapping[str, float],
+    layers: Sequence[str],
+    current: Masks | None,
+    how: Mapping[str, Any],
+) -> tuple[Masks, Mapping[str, Tensor]]:
+    """Every layer by itself, with its own amount; those without one stay whole."""
+    if not amounts:
+        raise PrunelabError("amount names no layer: should be layer -> fraction, or one number for all")
+    if layers and (other := sorted({*layers} ^ {*amounts})):
+        raise PrunelabError(f"amount and layers differ at {other[0]!r}: name the layers in amount alone")
+    masks, weights = current or Masks({}), {}
+    for layer, own in amounts.items():
+        found, changed = _pruned(model, method, own, layers=[layer], current=current, **how)
+        masks &= found
+        weights |= changed
+    return masks, weights
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give parameters other values, in place: parameter name -> values of its shape."""
+    for name, values in weights.items():
+        model.get_parameter(name).copy_(values)
+
+
+def _pruned(
+    model: nn.Module,
+    method: str | Pruner,
+    amount: float | Mapping[str, float],
+    *,
+    layers: Iterable[str] = (),
+    batches: Iterable[Any] | None = None,
+    current: Masks | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Masks, Mapping[str, Tensor]]:
+    """What ``prune`` gives, and the new values of weights."""
+    if isinstance(amount, Mapping):
+        how = {"batches": batches, "start": start, "seed": seed, **options}
+        return _layer_by_layer(
+            model, method, amount, [layers] if isinstance(layers, str) else list(layers), current, how
+        )
     if not isinstance(model, nn.Module):
         raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -207,11 +307,15 @@ def prune(
     if current is not None:
         current.check(model)
         masks &= Masks({name: mask for name, mask in current.items() if layer_of(name) in chosen})
-    after = pruner.masks(model, batches, masks, amount, torch.Generator().manual_seed(seed))
+    draw = torch.Generator().manual_seed(seed)
+    if isinstance(pruner, Reweighting):
+        after, weights = pruner.reweighted(model, batches, masks, amount, draw)
+    else:
+        after, weights = pruner.masks(model, batches, masks, amount, draw), {}
     if current is not None:
         after &= Masks({name: mask for name, mask in current.items() if layer_of(name) not in chosen})
     dead = [] if getattr(pruner, "allow_empty", False) else dead_layers(model, after)
     if dead and (newly := [name for name in dead if name not in dead_layers(model, current or Masks({}))]):
         what = f"layer {newly[0]!r} would die, since no kept weight connects it with the inputs"
         raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
-    return after
+    return after, weights

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.during import Penalty
 from prunelab.settings import settings
@@ -33,7 +33,8 @@ class DropNeuron:
     - li(W) = 0.1 sum_j ||W[j, :]||_2: the incoming weights of neuron j;
     - lo(W) = 0.1 sum_i ||W[:, i]||_2: the outgoing weights of neuron i of the layer before;
     - L1 = 0.1 (|W|_1 + |b|_1), L2 = 0.05 (|W|^2 + |b|^2);
-    - loss = cross entropy + l1 L1 + l2 L2 + dropneuron (li + lo), summed over the layers.
+    - loss = cross entropy (mean squared error where the targets are numbers) + l1 L1 + l2 L2 + dropneuron (li + lo),
+      summed over the layers.
 
     Neither weights nor biases of convolutions are penalised or dropped, biases never dropped. The gradient of a root at
     0 is that of sqrt(x + 1e-12). Use it with ``rounds=1, recover="none"``: round 0 is before the threshold, round 1
@@ -45,6 +46,7 @@ class DropNeuron:
         l2: lambda_l2.
         dropneuron: lambda_dropneuron; 0 leaves plain L1 and L2 penalties.
         threshold: weights smaller than this become zero.
+        ungrouped: name of a layer without li and lo, which has L1 and L2 alone: the output of the sparse regression.
         convolutions: penalise and drop in convolutions too, li by filter, lo by input channel (our own default for
             what the paper leaves open).
         allow_empty: whether a layer may lose all.
@@ -54,6 +56,7 @@ class DropNeuron:
     l2: float = 0.0
     dropneuron: float = 5e-4
     threshold: float = 0.01
+    ungrouped: str = ""
     convolutions: bool = False
     allow_empty: bool = False
 
@@ -65,13 +68,17 @@ class DropNeuron:
 
     def penalty(self, model: nn.Module, state: Mapping[str, Tensor]) -> Penalty | None:
         """Gradients of the four terms, in closed form."""
+        known = [name for name, _ in self._layers(model)]
+        if self.ungrouped and self.ungrouped not in known:
+            raise PrunelabError(f"dropneuron: ungrouped = {self.ungrouped!r}: {nearest(self.ungrouped, known)}")
         return None if not (self.l1 or self.l2 or self.dropneuron) else self._gradients
 
     @torch.no_grad()
     def _gradients(self, model: nn.Module) -> dict[str, Tensor]:
         found = {}
         for name, layer in self._layers(model):
-            found[f"{name}.weight"] = weight_gradient(layer.weight, self.l1, self.l2, self.dropneuron)
+            lengths = 0.0 if name == self.ungrouped else self.dropneuron
+            found[f"{name}.weight"] = weight_gradient(layer.weight, self.l1, self.l2, lengths)
             if layer.bias is not None and (self.l1 or self.l2):
                 found[f"{name}.bias"] = weight_gradient(layer.bias, self.l1, self.l2, 0.0)
         return found
@@ -163,18 +170,22 @@ def connected(weights: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def report(weights: Sequence[Tensor]) -> dict[str, float]:
+def report(weights: Sequence[Tensor], rule: CountingRule = "min") -> dict[str, float]:
     """The numbers that the published scripts print, and the honest count beside them, of thresholded matrices.
+
+    Args:
+        weights: as for ``neurons_left``.
+        rule: by which neurons count.
 
     Returns:
         ``weights``, ``weights_total``, ``density``, ``compression_ratio`` (of these matrices alone), ``neurons`` and
-        ``neurons_share`` by the rule min, ``connected_weights``, ``connected_neurons`` and ``neurons_total``.
+        ``neurons_share`` by the rule, ``connected_weights``, ``connected_neurons`` and ``neurons_total``.
     """
     total, left = sum(w.numel() for w in weights), sum(int(torch.count_nonzero(w)) for w in weights)
     everything = weights[0].shape[1] + sum(len(w) for w in weights)
     found = {"weights": left, "weights_total": total, "density": left / total}
     found["compression_ratio"] = total / left if left else float("inf")
-    found |= {"neurons": sum(neurons_left(weights)), "neurons_total": everything}
+    found |= {"neurons": sum(neurons_left(weights, rule)), "neurons_total": everything}
     found["neurons_share"] = found["neurons"] / everything
     found["connected_weights"] = sum(int(k.sum()) for k in connected(weights))
     return found | {"connected_neurons": sum(neurons_left(weights, "connected"))}

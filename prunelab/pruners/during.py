@@ -68,6 +68,8 @@ class Change:
         state: tensors the method wants back the next time it acts.
         note: one line for the record; empty when there is nothing to say.
         failure: why the run cannot go on; None while it can.
+        returns: whether what ``masks`` keeps and the masks before did not comes back, as in a roll-back; the record
+            then has it as never gone.
     """
 
     model: nn.Module
@@ -80,6 +82,7 @@ class Change:
     state: Mapping[str, Tensor] = field(default_factory=dict)
     note: str = ""
     failure: str | None = None
+    returns: bool = False
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ the abstract could be read; rule, rate and defaults are those of the published c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ from prunelab.masks import Masks
 from prunelab.pruners.during import Change, Moment, Progress
 from prunelab.pruners.scores import magnitude, random
 from prunelab.pruners.select import amount_to_count, keep_highest
-from prunelab.schedules import Trigger, dyprune_rate
+from prunelab.schedules import Trigger, dyprune_rate, relative_gradient
 from prunelab.settings import settings
 
 _STALE = "stale"  # stands for the layers that the published code forgets to take off its list
@@ -76,9 +76,15 @@ class DyPrune:
 
     def due(self, progress: Progress) -> bool:
         """Whether to prune after the newest epoch; the faithful variant looks at the loss as a mean over batches."""
-        losses = progress.losses_of_batches if self.variant == "faithful" else progress.losses
         trigger = Trigger(self.trigger, self.every, self.minimum, self.maximum, self.cooldown)
-        return trigger.due(losses, progress.epochs, progress.last)
+        return trigger.due(self._losses(progress), progress.epochs, progress.last)
+
+    def signal(self, progress: Progress) -> float:
+        """The relative gradient of the newest epoch, by which the dynamic trigger decides; NaN where there is none."""
+        return float(relative_gradient(self._losses(progress))[-1])
+
+    def _losses(self, progress: Progress) -> Sequence[float]:
+        return progress.losses_of_batches if self.variant == "faithful" else progress.losses
 
     def act(self, now: Moment) -> Change:
         """Remove weights, then the units they leave dead."""

@@ -45,7 +45,7 @@ class Glance:
             if layer_of(name) not in followers
         }
 
-    def select(
+    def lowest_gone(
         self,
         model: nn.Module,
         scores: Mapping[str, Tensor],
@@ -71,11 +71,11 @@ class Glance:
     def masks(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
     ) -> Masks:
-        """``select`` after ``scores``; of ``batches`` only the first inputs are read, to follow skips."""
+        """``lowest_gone`` after ``scores``; of ``batches`` only the first inputs are read, to follow skips."""
         first = [batch for batch, _ in zip(batches or (), range(1), strict=False)]
         scores = self.scores(model, first, current, generator)
         groups = tuple(tuple(layer for layer in group) for group in _shared(model, first))
-        return self.select(model, scores, current, amount, generator, groups)
+        return self.lowest_gone(model, scores, current, amount, generator, groups)
 
 
 def _shared(model: nn.Module, batches: Iterable[Any] | None) -> list[list[str]]:

@@ -7,13 +7,16 @@ mean activation and random are compared. The schedule is our own default.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, remove_units, whole_index
+from prunelab.chains import ShrinkError, chain, remove_units, whole_index
+from prunelab.cost import layer_macs
+from prunelab.graph import GraphError
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.during import Change, Moment, Progress
@@ -21,6 +24,7 @@ from prunelab.pruners.scores import magnitude, random, reduce_to_units
 from prunelab.pruners.select import keep_highest_units, scored_names, unit_masks, units_of
 from prunelab.quantities import need
 from prunelab.settings import Fraction, settings
+from prunelab.shrink import remove_dead
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,9 +103,30 @@ class WhileTraining:
         if self.score == "random":
             return random(now.model, names, now.generator, units=True)
         if self.score == "l1":
-            return reduce_to_units(magnitude(now.model, names), names)
+            sizes = magnitude(now.model, names)
+            for name, columns in _inputs_left(now).items():
+                if name in sizes:
+                    sizes[name] = torch.zeros_like(sizes[name]).index_copy_(1, columns, sizes[name][:, columns])
+            return reduce_to_units(sizes, names)
         sums, samples = unit_sums(now.model, [layer_of(name) for name in names], now.batches(), _mean_over_positions)
         return {layer: (total / samples).float() for layer, total in sums.items()}
+
+
+def _inputs_left(now: Moment) -> dict[str, Tensor]:
+    """Weight -> the inputs of its layer that are still there, where a model that is only masked has lost some.
+
+    A model whose way cannot be followed counts them all, and so do grouped convolutions.
+    """
+    example = next(iter(now.batches()), None)
+    if example is None or now.masks.kept == now.masks.total:
+        return {}
+    try:
+        chain(now.model)  # what went from a chain went physically
+    except ShrinkError:
+        with contextlib.suppress(ShrinkError, GraphError):
+            index = remove_dead(now.model, now.masks, example[0][:2]).index
+            return {name: axes[1] for name, axes in index.items() if len(axes) > 1 and axes[1].dim() == 1}
+    return {}
 
 
 def _mean_over_positions(output: Tensor, positions: Sequence[int]) -> Tensor:
@@ -124,6 +149,44 @@ def target_pruned(filters: int, fraction: float, epoch: int, start: float, stop:
         stop: epoch at which it is over.
     """
     return min(int(filters * fraction * progress_of(epoch, start, stop) + 1e-9), filters - 1)
+
+
+def planned_saving(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    fraction: float,
+    epochs: int,
+    start: float = 0.2,
+    stop: float = 0.8,
+    retrain: int = 10,
+) -> float:
+    """Share of the multiply-accumulates of the convolutions that pruning while training saves, without any training.
+
+    The reference trains the whole network for as many epochs, then retrains the pruned one.
+
+    Args:
+        model: whose convolutions read one another in the order of its modules, as those of a VGG do.
+        input_shape: of one sample.
+        fraction: of the filters of every convolution.
+        epochs: of the training.
+        start: share of the training before which nothing goes.
+        stop: share after which nothing goes.
+        retrain: epochs of the reference's retraining.
+    """
+    macs_of = layer_macs(model, input_shape)
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    spent = [(layer.weight.shape[0], macs_of[f"{name}.weight"]) for name, layer in layers]
+
+    def work(after: int) -> float:
+        """Of the network that is left after that many epochs."""
+        total, before = 0.0, 1.0
+        for filters, macs in spent:
+            left = 1 - target_pruned(filters, fraction, after - 1, start * epochs, stop * epochs) / filters
+            total, before = total + macs * before * left, left
+        return total
+
+    reference = epochs * work(0) + retrain * work(epochs)
+    return 1 - sum(work(epoch) for epoch in range(epochs)) / reference
 
 
 def without(

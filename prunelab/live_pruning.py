@@ -1,0 +1,382 @@
+"""A trained network under one's hand: its masks, its accuracy and its cost at any pruning rate, with nothing shown.
+
+What can be known before a rate is asked for is computed once: scores, bins of the weights, multiply-accumulates. A rate
+then costs a selection, the masks, and one evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from prunelab import cost, pruners
+from prunelab.data import Dataset
+from prunelab.errors import PrunelabError
+from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.pruners import Ranking
+from prunelab.pruners.select import norms_behind, scored_names, units_of
+from prunelab.settings import Prune, SettingsError
+
+BATCH = 500  # samples at a time; more fall out of the processor's cache
+TRAINING = 1000  # samples that scores look at, where no batches are given
+NEEDED = {"scope", "allow_empty"}  # options of a method that have to be there, so that a rate can be moved
+GRANULARITIES = ("weight", "neuron", "filter", "unit")
+BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
+EVERYTHING = ""  # stands for all layers together
+
+
+@dataclass(frozen=True)
+class Position:
+    """What the controls say: all that decides the masks of a network.
+
+    Attributes:
+        method: name of the score.
+        granularity: what goes.
+        scope: who competes.
+        seed: of random scores, and of lots among equal ones.
+        own: layers that do not compete, each with a pruning rate of its own.
+        rate: fraction of all that may go that is gone.
+    """
+
+    method: str
+    granularity: str
+    scope: str
+    seed: int
+    own: tuple[tuple[str, float], ...]
+    rate: float
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """All but the rate: positions of one setting lie on one curve."""
+        return dataclasses.astuple(self)[:-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The network that is pruned: as it was given, or as a fine-tuning left it.
+
+    Attributes:
+        number: 0 for the one that was given, another one for each that was fine-tuned.
+        epochs: of fine-tuning that led to it.
+        weights: parameter and buffer name -> tensor, as the network was trained.
+        masks: what was kept through it; less than that goes only.
+        scores: what was computed of them, of the last method asked for.
+        bins: likewise, of the last histogram.
+    """
+
+    number: int
+    epochs: int
+    weights: Mapping[str, Tensor]
+    masks: Masks
+    scores: dict[tuple[str, str, int], tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
+    bins: dict[str, tuple[float, np.ndarray, list[np.ndarray]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many weights there are of each size, and how many of them are kept.
+
+    Attributes:
+        edge: the bins divide [-edge, edge] evenly.
+        there: weights that were there before this pruning, int per bin.
+        kept: those that are left.
+        threshold: the size below which all go and above which all stay; None where no size parts them.
+    """
+
+    edge: float
+    there: list[int]
+    kept: list[int]
+    threshold: float | None
+
+
+class Subject:
+    """A model and a sample to measure it on.
+
+    Args:
+        model: Any module whose output are logits [N, classes]. A copy of it is used.
+        data: A data set, of whose test part a sample is drawn; or inputs and labels.
+        evaluate: Size of the sample, at most.
+        batches: Inputs and targets for scores; None: 1,000 of the training part, if there is one.
+
+    Attributes:
+        base: the network that is pruned now.
+        dense: masks that keep everything.
+        sample: what is measured on, in words.
+        offered: score -> granularities that it has for this model.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Dataset | tuple[Tensor, Tensor], evaluate: int, batches: Iterable[Any] | None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+        # Convolutions are twice as fast with images in this order of memory; weights in theirs are masked faster.
+        self._model = _copied(model)
+        self.device = next(self._model.parameters()).device
+        self.dense = Masks.ones(self._model)
+        self._batches = batches if batches is not None else _training(data, self.device)
+        self._x, self._y, self.sample = _sample(data, evaluate, self.device)
+        self.offered = offered(self._model, self.dense, self._batches is not None)
+        shape = tuple(self._x.shape[1:])
+        try:
+            self._macs = cost.macs(self._model, shape), cost.layer_macs(self._model, shape)
+        except PrunelabError:  # a model whose work depends on what is in its input has no one number
+            self._macs = None
+        # Copies: loading other weights writes into the ones that are there.
+        own = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self.base = Base(0, 0, own, self.dense)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, for those who only look."""
+        return self._model
+
+    @property
+    def bytes_each(self) -> int:
+        """Of one weight."""
+        return next(self._model.parameters()).element_size()
+
+    def network(self, masks: Masks | None = None) -> nn.Module:
+        """A copy of the network as it is now, its pruned weights zero where there are masks."""
+        found = _copied(self._model)
+        if masks is not None:
+            masks.apply_(found)
+        return found
+
+    def go_on_from(self, base: Base) -> None:
+        """Prune another network from now on: one that was fine-tuned, or, to undo that, one from before."""
+        if base is not self.base:
+            self._model.load_state_dict(base.weights)
+            self.base = base
+
+    def masks(self, position: Position) -> Masks:
+        """What ``prunelab.prune`` gives, its scores kept from the move before.
+
+        After a fine-tuning nothing comes back: the rate counts from the whole network, and where more than that is gone
+        already, nothing goes. With the scope ``layer``, and for layers with a rate of their own, it holds in each.
+        """
+        pruner = _build(position)
+        generator = torch.Generator().manual_seed(position.seed)
+        key = position.method, position.granularity, position.seed
+        if key not in self.base.scores:
+            found = pruner.scores(self._model, self._batches, self.base.masks, generator)
+            self.base.scores.clear()
+            self.base.scores[key] = found, generator.get_state()
+        scores, state = self.base.scores[key]
+        generator.set_state(state)
+        masks = self.base.masks
+        for names, rate in _groups(scores, position, whole=masks is self.dense):
+            own = {name: scores[name] for name in names}
+            amount = rate if masks is self.dense else self._of_the_rest(own, rate)
+            masks = pruner.select(self._model, own, masks, amount, generator)
+        return masks
+
+    def competing(self, position: Position) -> set[str]:
+        """Layers of which something can go."""
+        scores, _ = self.base.scores[position.method, position.granularity, position.seed]
+        return {layer_of(name) if name in self.dense else name for name in scores}
+
+    def _of_the_rest(self, scores: Mapping[str, Tensor], rate: float) -> float:
+        """The fraction of what is left that has to go, so that ``rate`` of the whole network is gone."""
+        left = 0
+        for name, score in scores.items():
+            if name in self.dense and score.shape == self.dense[name].shape:
+                left += self.base.masks.counts[name]
+            else:
+                weight = f"{name}.weight" if name else "weight"
+                left += int(units_of(self.base.masks, [weight])[name].sum())
+        total = sum(score.numel() for score in scores.values())
+        return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
+
+    @torch.inference_mode()
+    def accuracy(self, masks: Masks) -> float:
+        """On the sample, with the weights masked, from 0 to 1."""
+        weights = {name: self._model.get_parameter(name) * mask for name, mask in masks.items()}
+        parts = zip(self._x.split(BATCH), self._y.split(BATCH), strict=True)
+        right = [(functional_call(self._model, weights, (x,)).argmax(-1) == y).sum() for x, y in parts]
+        return sum(int(part) for part in right) / len(self._y)
+
+    def work(self, masks: Masks) -> tuple[int, int] | None:
+        """Multiply-accumulates of one sample whose weight is kept, and all; None where they cannot be counted."""
+        if self._macs is None:
+            return None
+        total, layers = self._macs
+        gone = sum(n // masks[name].numel() * (masks[name].numel() - masks.counts[name]) for name, n in layers.items())
+        return total - gone, total
+
+    def histogram(self, position: Position, masks: Masks, layer: str = EVERYTHING) -> Histogram:
+        """The weights of one layer, or of all, before and after the pruning."""
+        names = [name for name in self.dense if layer in (EVERYTHING, layer_of(name))]
+        if layer not in self.base.bins:
+            self.base.bins.clear()
+            self.base.bins[layer] = self._bins(names)
+        edge, there, bins = self.base.bins[layer]
+        keys = (
+            own + _array(masks[name]).view(np.uint8) * np.uint8(KEPT) for name, own in zip(names, bins, strict=True)
+        )
+        kept = sum(_counts(key)[KEPT : KEPT + BINS] for key in keys)
+        parted = position.granularity == "weight" and self._threshold(names, masks, edge, there, kept, bins)
+        return Histogram(edge, there.tolist(), kept.tolist(), parted or None)
+
+    def units(self, masks: Masks) -> dict[str, np.ndarray]:
+        """Weight -> for each of its neurons or filters the share of incoming weights that is kept, float [units]."""
+        shares = {}
+        for name in self.dense:
+            rows = _array(masks[name]).reshape(len(masks[name]), -1)
+            shares[name] = np.add.reduce(rows, axis=1, dtype=np.int32) / rows.shape[1]
+        return shares
+
+    def _bins(self, names: list[str]) -> tuple[float, np.ndarray, list[np.ndarray]]:
+        """The largest size, how many are in each bin, and the bin of each weight; those that are gone are in none."""
+        weights = [_array(self._model.get_parameter(name).detach()) for name in names]
+        edge = max(float(np.abs(weight).max()) for weight in weights) or 1.0
+        bins = []
+        for name, weight in zip(names, weights, strict=True):
+            places = ((weight / edge + 1) * (BINS / 2)).clip(0, BINS - 1).astype(np.uint8)
+            places[~_array(self.base.masks[name])] = BINS
+            bins.append(places)
+        return edge, sum(_counts(own)[:BINS] for own in bins), bins
+
+    def _threshold(
+        self,
+        names: list[str],
+        masks: Masks,
+        edge: float,
+        there: np.ndarray,
+        kept: np.ndarray,
+        bins: list[np.ndarray],
+    ) -> float | None:
+        """A size below which all go and above which all stay; None where there is none."""
+        there, kept = (own[BINS // 2 :] + own[BINS // 2 - 1 :: -1] for own in (there, kept))
+        gone, stay = np.flatnonzero(there > kept), np.flatnonzero(kept)
+        if not len(gone) or not len(stay) or gone[-1] > stay[0]:
+            return None
+        if gone[-1] < stay[0]:
+            return edge * stay[0] / (BINS / 2)
+        largest, smallest = 0.0, np.inf  # of one bin some go and some stay: look at each weight in it
+        sides = BINS // 2 + stay[0], BINS // 2 - 1 - stay[0]
+        for name, own in zip(names, bins, strict=True):
+            here = np.flatnonzero((own == sides[0]) | (own == sides[1]))
+            keep = _array(masks[name])[here]
+            size = np.abs(_array(self._model.get_parameter(name).detach())[here])
+            largest = max(largest, size[~keep].max(initial=0))
+            smallest = min(smallest, size[keep].min(initial=np.inf))
+        return float(largest + smallest) / 2 if largest <= smallest else None
+
+
+def offered(model: nn.Module, dense: Masks, data: bool = True) -> dict[str, list[str]]:
+    """The registered methods that rank what a finished model has, each score once: name -> its granularities.
+
+    Args:
+        model: The model.
+        dense: Masks that keep all of it.
+        data: whether there are inputs and targets for methods that look at them.
+    """
+    kinds = [kind for kind in GRANULARITIES if _competes(model, dense, kind)]
+    if not {"neuron", "filter"} <= set(kinds):
+        kinds = [kind for kind in kinds if kind != "unit"]  # it would be the same as the one that there is
+    found = {}
+    for name, (pruner, preset) in pruners.METHODS.items():
+        fields = {each.name for each in dataclasses.fields(pruner)}  # type: ignore[arg-type]
+        plain = any(other is pruner and not set_ for other, set_ in pruners.METHODS.values())
+        rest = {key: value for key, value in preset.items() if key != "granularity"}
+        if not fields >= NEEDED or (preset and plain and pruner(**rest) == pruner()):
+            continue
+        method = pruner(**preset)
+        reads = getattr(method, "needs_data", name in ("dropnet", "apoz"))
+        if not isinstance(method, Ranking) or getattr(method, "needs_start", False) or getattr(method, "one", False):
+            continue
+        free = "granularity" in fields - set(preset)
+        own = [k for k in (kinds if free else [method.granularity]) if _has(pruner, preset, k if free else None)]
+        own = [kind for kind in own if _competes(model, dense, kind)]
+        if getattr(method, "score", "") == "batchnorm":
+            own = own if norms_behind(model, [layer_of(weight) for weight in dense]) else []
+        if own and (data or not reads):
+            found[name] = own
+    return dict(sorted(found.items()))
+
+
+def _has(pruner: Any, preset: Mapping[str, Any], granularity: str | None) -> bool:
+    """Whether a method can be built for a granularity; None: for that which it has."""
+    try:
+        pruner(**preset, **({} if granularity is None else {"granularity": granularity}))
+    except SettingsError:
+        return False
+    return True
+
+
+def _competes(model: nn.Module, dense: Masks, granularity: str) -> bool:
+    try:
+        return bool(scored_names(model, dense, granularity))  # type: ignore[arg-type]
+    except MaskError:
+        return False
+
+
+def _build(position: Position) -> Ranking:
+    pruner, preset = pruners.METHODS[position.method]
+    options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
+    if "granularity" in {each.name for each in dataclasses.fields(pruner)} - set(preset):  # type: ignore[arg-type]
+        options["granularity"] = position.granularity
+    return pruners.build(Prune(method=position.method, options=options))  # type: ignore[return-value]
+
+
+def _groups(scores: Mapping[str, Tensor], position: Position, whole: bool) -> Iterator[tuple[list[str], float]]:
+    """Names that compete with each other, and the share of them that goes."""
+    own = dict(position.own)
+    rest = [name for name in scores if layer_of(name) not in own and name not in own]
+    # In a whole network the fraction is the same in each layer, and the method itself goes layer by layer.
+    yield from [([name], position.rate) for name in rest] if position.scope == "layer" and not whole else []
+    if rest and (position.scope == "global" or whole):
+        yield rest, position.rate
+    for name in scores:
+        if name not in rest:
+            yield [name], own[name] if name in own else own[layer_of(name)]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor as one row. For counts NumPy does as well, and waits for no other thread on a busy machine."""
+    return tensor.cpu().numpy().reshape(-1)
+
+
+def _counts(bins: np.ndarray) -> np.ndarray:
+    """How many there are in each bin. Two neighbours are counted as one number, which takes half the time."""
+    even = bins[: len(bins) // 2 * 2].view(np.uint16)
+    pairs = np.bincount(even, minlength=1 << 16).reshape(256, 256)
+    counts = pairs.sum(0) + pairs.sum(1)
+    if len(bins) % 2:
+        counts[bins[-1]] += 1
+    return counts
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval()
+
+
+def _training(data: Dataset | tuple[Tensor, Tensor], device: torch.device) -> list[tuple[Tensor, Tensor]] | None:
+    """Some of the training part, for scores that look at data; None where there is none."""
+    if not isinstance(data, Dataset):
+        return None
+    x, y = data.train.x[:TRAINING], data.train.y[:TRAINING]
+    return [(data.scale(x).to(device), y.to(device))]
+
+
+def _sample(data: Dataset | tuple[Tensor, Tensor], count: int, device: torch.device) -> tuple[Tensor, Tensor, str]:
+    """Inputs, labels and what they are called; a random choice in stored order, since classes may lie in blocks."""
+    x, y = (data.test.x, data.test.y) if isinstance(data, Dataset) else data
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise PrunelabError(f"evaluate = {count!r}: should be a number of samples, at least 1")
+    if len(x) != len(y) or not len(y):
+        raise PrunelabError(f"data has {len(x)} inputs and {len(y)} labels: give as many, and at least one")
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:count].sort().values.to(y.device)
+    x = data.scale(x[rows]) if isinstance(data, Dataset) else x[rows]
+    what = f"{len(rows):,} {'test ' * isinstance(data, Dataset)}{'images' if x.ndim == 4 else 'samples'}"
+    x = x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
+    return x, y[rows].to(device), what

@@ -1,0 +1,84 @@
+"""Several trade-offs on one sheet: accuracy against compression, operations, time or bytes, a panel for each kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from prunelab import marks
+from prunelab.pictures import Picture, Shown, canvas
+from prunelab.quantities import need, quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from typing_extensions import Unpack
+
+_ROW, _LEGEND = 3.5, 0.19  # inches: height of a panel, and of each line of the legend below it
+
+
+def tradeoffs(
+    panels: Mapping[str, tuple[pd.DataFrame, str]],
+    y: str = "test_accuracy",
+    literature: pd.DataFrame | None = None,
+    **shown: Unpack[Shown],
+) -> Picture:
+    """Panels of ``y`` against costs; means with 95 % t intervals both ways, and results of other papers as rings.
+
+    Args:
+        panels: title -> (rows, column of the horizontal axis). Rows have strategy, round, ``y`` and that column; of a
+            strategy one point per round.
+        y: the vertical axis of all.
+        literature: of ``reported_curves.literature``: paper, accuracy, and the columns of the axes they are drawn
+            against; None: nothing.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing, or a panel without a row.
+    """
+    up = quantity(y)
+    columns = 2 if len(panels) > 1 else 1
+    lines = math.ceil(len(panels) / columns)
+    names = {name: position for rows, _ in panels.values() for position, name in enumerate(rows["strategy"].unique())}
+    deepest = max(rows["strategy"].nunique() for rows, _ in panels.values())
+    size = (6.2 * columns, lines * (_ROW + _LEGEND * math.ceil(deepest / 2)) + 0.6)
+    words = []
+    parts = {
+        title: marks.means(need(rows, ["strategy", "round", x, y], "tradeoffs", "strategy").dropna(subset=[x, y]),
+                           by=["strategy", "round"], columns=[x, y])
+        for title, (rows, x) in panels.items()
+    }  # fmt: skip
+    counted = marks.counted(next(iter(parts.values())))
+    with canvas(lines, columns, **{"size": size, **shown}, counted=counted) as (picture, axes):
+        for ax in list(axes.flat)[len(panels) :]:
+            ax.set_visible(False)
+        for ax, (title, (rows, x)) in zip(axes.flat, panels.items(), strict=False):
+            across, means = quantity(x), parts[title]
+            for name, own in marks.groups(means, "strategy", rows):
+                own = own.sort_values("round")
+                look = {**marks.series(names[name]), **({} if len(own) > 1 else {"linestyle": ""})}
+                marks.bars(ax, own, x, y, spread=True, label=str(name), **look)
+            if literature is not None and x in literature:
+                _rings(ax, literature.dropna(subset=[x]), x, up.scale)
+            marks.scale(ax, "x", x, rows[x].dropna())
+            marks.bound(ax, "y", y, rows[y].dropna())
+            ax.set_title(f"{title}: {up.axis}", fontsize=10)
+            ax.set_xlabel(across.axis)
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "fontsize": 8}
+            ax.legend(**place)
+            best = means.loc[means[y].idxmax()]
+            words.append(f"{title}: {means['strategy'].nunique()} methods, the best mean {up.text(best[y])}"
+                         f" ({best['strategy']}, {across.text(best[x])}).")  # fmt: skip
+        picture.alt = f"{up.label.capitalize()} against cost. " + " ".join(words)
+    return picture
+
+
+def _rings(ax: object, rows: pd.DataFrame, x: str, scale: float) -> None:
+    """Points of other papers, open and grey, named by paper."""
+    import matplotlib as mpl
+
+    grey = mpl.rcParams["xtick.color"]
+    for position, (paper, own) in enumerate(rows.groupby("paper", sort=False)):
+        marker = marks.MARKERS[position % len(marks.MARKERS)]
+        look = {"linestyle": "", "marker": marker, "markerfacecolor": "none", "color": grey, "markersize": 7}
+        ax.plot(own[x], own["accuracy"] * scale, label=f"{paper} (literature)", **look)  # type: ignore[attr-defined]
