@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import FuncFormatter
+
 from prunelab import marks
 from prunelab.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, quantity
+from prunelab.quantities import need, quantity, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +63,8 @@ def tradeoffs(
             if literature is not None and x in literature:
                 _rings(ax, literature.dropna(subset=[x]), x, up.scale)
             marks.scale(ax, "x", x, rows[x].dropna())
+            if across.log and ax.get_xscale() == "linear" and rows[x].max() >= 1000:
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
             marks.bound(ax, "y", y, rows[y].dropna())
             ax.set_title(f"{title}: {up.axis}", fontsize=10)
             ax.set_xlabel(across.axis)
