@@ -86,3 +86,45 @@ def _rings(ax: object, rows: pd.DataFrame, x: str, scale: float) -> None:
         marker = marks.MARKERS[position % len(marks.MARKERS)]
         look = {"linestyle": "", "marker": marker, "markerfacecolor": "none", "color": grey, "markersize": 7}
         ax.plot(own[x], own["accuracy"] * scale, label=f"{paper} (literature)", **look)  # type: ignore[attr-defined]
+
+
+COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "latency": "seconds of a batch", "bytes": "bytes"}
+
+
+def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
+    """What the forms of networks answer and cost: a row of panels for each network, a mark for each form.
+
+    Bars are Wilson's 95 % intervals over the test samples: each form is one network.
+
+    Args:
+        rows: of ``savings.table`` with a column network: network, form, test_accuracy, correct, samples, parameters,
+            macs, latency, bytes.
+        shown: title, provenance, look, size.
+    """
+    from scipy.stats import binomtest
+
+    need(rows, ["network", "form", "test_accuracy", "correct", "samples", *COSTS], "tradeoff_plots.forms", "form")
+    networks, names = list(rows["network"].unique()), list(rows["form"].unique())
+    words = []
+    counted = {"n": "1 seed", "interval": "Wilson's 95 % interval over the test samples"}
+    size = {"size": (13.0, 2.7 * len(networks) + 0.9), **shown}
+    with canvas(len(networks), len(COSTS), **size, counted=counted, sharey="row") as (picture, axes):
+        for line, network in zip(axes, networks, strict=True):
+            own = rows[rows["network"] == network]
+            for ax, (column, label) in zip(line, COSTS.items(), strict=True):
+                for point in own.itertuples():
+                    around = binomtest(int(point.correct), int(point.samples)).proportion_ci(method="wilson")
+                    level = 100 * point.test_accuracy
+                    reach = [[level - 100 * around.low], [100 * around.high - level]]
+                    look = {**marks.series(names.index(point.form)), "linestyle": ""}
+                    ax.errorbar(getattr(point, column), level, reach, label=point.form, elinewidth=1, **look)
+                marks.counts(ax, "x")
+                ax.set_xlabel(label)
+            line[0].set_title(f"{network}: test accuracy (%)")
+            words.append(
+                f"{network}: " + ", ".join(f"{r.form} {100 * r.test_accuracy:.1f} %" for r in own.itertuples())
+            )
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        picture.legend(handles, labels, loc="outside upper right", ncols=4)
+        picture.alt = "Accuracy against cost for each form of each network. " + "; ".join(words) + "."
+    return picture

@@ -19,7 +19,7 @@ from prunelab.protocols import in_one_training
 from prunelab.pruners.select import keep_as_many, unit_masks
 from prunelab.reported_curves import literature
 from prunelab.results import Store
-from prunelab.tradeoff_plots import tradeoffs
+from prunelab.tradeoff_plots import forms, tradeoffs
 
 SMALL = {"data": "digits", "rounds": 2, "seeds": 1, "epochs": 1, "recovery": 1, "train_size": 200}
 
@@ -232,3 +232,15 @@ def test_the_sheet_of_trade_offs_says_what_it_shows():
     frame = frame.assign(strategy=frame["strategy"].astype(str))
     picture = tradeoffs({"weights": (frame, "compression_ratio"), "operations": (frame, "effective_macs")})
     assert "weights: 3 methods, the best mean 90.00 %" in picture.alt
+
+
+def test_the_sheet_of_forms_has_a_mark_for_each():
+    cost = {"parameters": 10, "macs": 20, "latency": 0.1, "bytes": 40}
+    frame = pd.DataFrame(
+        {"network": net, "form": form, "test_accuracy": 0.5, "correct": 5, "samples": 10, **cost}
+        for net in ("a", "b")
+        for form in ("dense", "shrunk")
+    )
+    picture = forms(frame)
+    assert len(picture.axes) == 8
+    assert "b: dense 50.0 %, shrunk 50.0 %" in picture.alt
