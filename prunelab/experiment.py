@@ -29,8 +29,9 @@ from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
+from prunelab.prefix import learning_macs
 from prunelab.progress import shown, tick
-from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, Progress
+from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, Progress, Remembering
 from prunelab.pruners.select import keep_as_many
 from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
@@ -206,6 +207,8 @@ def check(runs: Iterable[Run]) -> None:
         pruner = pruners.build(run.prune)
         if run.prune.also_after:
             _check_also_after(run, pruner)
+        if getattr(pruner, "stores_features", False) and run.train.augment != "none":
+            raise PrunelabError(f"augment = {run.train.augment!r}: {run.prune.method!r} stores features, use 'none'")
         if run.data not in seen:
             seen[run.data] = load(run.data)
         data = seen[run.data]
@@ -391,11 +394,16 @@ class _Active:
         self.member = Member(
             models.build(run.model, data.shape, len(data.classes), run.seed), run.train, dense_masks, order
         )
+        if isinstance(self.pruner, Remembering):
+            self.state = dict(self.pruner.first_state(self.member.model))
+        frozen = () if writer.checkpoint is None else tuple(writer.checkpoint.state.get("frozen", ()))
         if writer.checkpoint is not None:
             self._resume(writer.checkpoint)
         self.member.model.to(where)
         self.member.masks = self.member.masks.to(where)
         self.member.moments = {k: {n: t.to(where) for n, t in own.items()} for k, own in self.member.moments.items()}
+        for modules in () if self.over else frozen:
+            self.member.freeze(modules, self._outputs(modules))
         self._penalise()
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
@@ -518,6 +526,8 @@ class _Active:
         begin = time.perf_counter()
         self.member.detach()
         change = self.pruner.act(self._moment())
+        more = change.frozen > sum(self.member.frozen[-1:])
+        features = self._outputs(change.frozen) if more else None
         seconds = time.perf_counter() - begin
         self.last = len(self.losses) - 1
         if change.failure is not None:
@@ -529,8 +539,16 @@ class _Active:
         self.state = dict(change.state)
         self._take(change)
         self.member.change(change.model, change.masks, change.moments)
+        if features is not None:
+            self.member.freeze(change.frozen, features)
         self._penalise()
         self._save()
+
+    def _outputs(self, modules: int) -> Tensor:
+        """What the first modules give for every training sample, in a file in the folder of the run."""
+        folder = self.store.place(self.run.id).partial
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.member.outputs(modules, self.data, folder)
 
     def _penalise(self) -> None:
         """The penalty of the method, if it has one, for the network as it is now."""
@@ -538,8 +556,8 @@ class _Active:
             self.member.penalty = self.pruner.penalty(self.member.model, self.state)
 
     def _progress(self) -> Progress:
-        epochs = self.member.train.epochs
-        return Progress(self.losses, self.losses_of_batches, epochs, self.last, self.accuracies)
+        epochs, lr = self.member.train.epochs, self.member.lr_of(self.member.epoch - 1)
+        return Progress(self.losses, self.losses_of_batches, epochs, self.last, self.accuracies, lr)
 
     def _moment(self) -> Moment:
         member = self.member
@@ -708,10 +726,17 @@ class _Active:
                 "prune_seconds": prune_seconds,
                 "macs": price.macs,
                 "effective_macs": price.effective_macs,
+                **self._learning_macs(),
                 "note": note,
                 **provenance.row(*_machine(self.where)),
             }
         )
+
+    def _learning_macs(self) -> dict[str, int]:
+        """Those of a sample in the part of the network that trained, where layers may drop out of the training."""
+        if not getattr(self.pruner, "stores_features", False):
+            return {}
+        return {"learning_macs": learning_macs(self.member.model, self.data.shape, sum(self.member.frozen[-1:]))}
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
@@ -767,6 +792,7 @@ class _Active:
             "accuracies": self.accuracies,
             "best_loss": member.best_loss,
             "stale": member.stale,
+            "frozen": list(member.frozen),
         }
         self.writer.save(Checkpoint(_arrays(tensors), state, self.rounds, self.epochs))
 

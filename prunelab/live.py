@@ -1,16 +1,16 @@
 """A slider on a model that is in memory: what pruning does to it, seen while the slider moves.
 
 The one module above both sides: it computes with torch (``live_pruning``, ``live_training``) and shows with widgets
-(``live_view``). The model itself is never changed.
+(``live_screen``). The model itself is never changed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import html
 import threading
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,20 +18,19 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from prunelab import live_view
-from prunelab.collapse import dead_layers
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
 from prunelab.live_controls import BUTTONS, LAST_SEED, SCOPES, Controls, own_words, widgets
 from prunelab.live_pruning import Base, Position, Subject
+from prunelab.live_screen import Screen
 from prunelab.live_training import FineTuning
-from prunelab.live_view import per_cent
+from prunelab.live_view import Point
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.select import check_amount
-from prunelab.quantities import short
 from prunelab.settings import Train
 
 STANDARD = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # those that a sweep visits
+HURRY, REST = 0.2, 0.02  # seconds: what a move may measure for, and how long the rest of it waits for another move
 PAUSE = 1.0  # seconds; moves of one control that follow each other faster are undone together
 
 
@@ -40,7 +39,8 @@ class PruningExplorer(widgets.VBox):
 
     The masks are those of ``prunelab.prune`` with the same method, granularity, scope, seed and ``allow_empty=True``,
     for the scores, which are computed once, go through the method's own selection. While the kernel is busy the browser
-    holds back all positions but the latest, so nothing queues up. ``rate``, ``score``, ``granularity``, ``scope``,
+    holds back all positions but the latest, so nothing queues up; where a network is slow to measure, the accuracy on
+    part of the sample is shown first, and said to be that. ``rate``, ``score``, ``granularity``, ``scope``,
     ``seed`` and ``own`` (layer -> slider) are the controls. An error is shown in red in the widget and raised;
     ``check`` raises it again, for runs that nobody watches.
 
@@ -97,8 +97,7 @@ class PruningExplorer(widgets.VBox):
         self._mover, self._moved, self._tuned_nets = None, 0.0, 0
         self._visited: dict[tuple[int, Position], tuple[float, float]] = {}
         self._epochs = {0: 0}  # network -> epochs of fine-tuning
-        self._masks = self._subject.dense
-        self._dense_accuracy = self._subject.accuracy(self._masks)
+        self._masks, self._rest = self._subject.dense, None
         first = Position(method, granularity, scope, seed, (), float(rate))
         layers = [layer_of(name) for name in self._masks]
         acts = (self.sweep, self.undo, self.keep, self.fine_tune, self.stop)
@@ -108,13 +107,8 @@ class PruningExplorer(widgets.VBox):
         )
         for name in ("rate", "score", "granularity", "scope", "seed", "own", "layer", "buttons", "progress"):
             setattr(self, name, getattr(self._controls, name))
-        parts = (widgets.HTML() for _ in range(5))
-        self._sentence, self._facts, self._curve, self._bars, self._table = parts
-        self._errors, self._words, self._shown = widgets.Output(), "", first
-        self._table.layout = {"max_height": "30em", "overflow": "auto"}
-        pictures = widgets.HBox([self._curve, widgets.VBox([self.layer, self._bars])], layout={"flex_flow": "row wrap"})
-        shown = [self._sentence, self._facts, pictures, self._table, self._errors]
-        super().__init__([*self._controls.rows, *shown])
+        self._screen, self._words, self._shown = Screen(self._subject, self.layer), "", first
+        super().__init__([*self._controls.rows, *self._screen.rows])
         with self._errors_shown():
             self._show(first)
 
@@ -166,7 +160,7 @@ class PruningExplorer(widgets.VBox):
         """Put the masks that are shown aside, as ``kept``, and return them."""
         with self._lock:
             self.kept = self._masks
-            self._say(f"Kept as explorer.kept: sparsity {self._masks.weights.sparsity:.3f}.")
+            self._say(f"Kept as explorer.kept: sparsity {self._subject.sparsity(self._masks):.3f}.")
             return self.kept
 
     def fine_tune(self, wait: bool = False) -> None:
@@ -186,6 +180,7 @@ class PruningExplorer(widgets.VBox):
             after = functools.partial(self._after_tuning, base, masks)
             network, order = self._subject.network(), self._shown.seed + base.epochs
             self._tuning = FineTuning(network, masks, self._data, self._train, order, self._report, after)
+            self._say("")
             self._controls.training(True, False)
         self._tuning.start()
         if wait:
@@ -212,12 +207,12 @@ class PruningExplorer(widgets.VBox):
         with self._lock, self._errors_shown():
             self._remember(change["owner"])
             self._say("")
-            self._show(self._controls.position)
+            self._show(self._controls.position, _from_browser(change["owner"]))
 
     def _choose(self, _: Any) -> None:
         """Another layer's histogram."""
         with self._lock, self._errors_shown():
-            self._draw_histogram(self._shown)
+            self._screen.show_weights(self._shown, self._masks, self.layer.value)
 
     def _clicked(self, act: Any, _: widgets.Button) -> None:
         with self._errors_shown():
@@ -226,10 +221,11 @@ class PruningExplorer(widgets.VBox):
     def _remember(self, mover: widgets.Widget | None) -> None:
         """Before a change: what is shown now can be had back."""
         now = time.monotonic()
-        if mover is None or mover is not self._mover or now - self._moved > PAUSE:
+        fast = mover is not None and mover is self._mover and now - self._moved <= PAUSE
+        if self._words and not fast:  # an error is nothing to go back to
             self._past.append((self._shown, self._subject.base))
         self._mover, self._moved = mover, now
-        self.buttons["undo"].disabled = False
+        self.buttons["undo"].disabled = not self._past
 
     def _report(self, done: int, total: int) -> None:
         self._controls.progress.max, self._controls.progress.value = total, done
@@ -259,16 +255,12 @@ class PruningExplorer(widgets.VBox):
     @contextmanager
     def _errors_shown(self, again: bool = True) -> Iterator[None]:
         """An error leaves itself on the screen instead of an old picture, and is raised ``again``."""
-        self._errors.outputs = ()
+        self._screen.errors.outputs = ()
         try:
             yield
         except Exception as error:
-            self._failure = self._failure or error
-            self._words = ""
-            for part in (self._sentence, self._facts, self._curve, self._bars, self._table):
-                part.value = ""
-            name, trace = type(error).__name__, traceback.format_exception(error)
-            self._errors.outputs = ({"output_type": "error", "ename": name, "evalue": str(error), "traceback": trace},)
+            self._failure, self._words = self._failure or error, ""
+            self._screen.show_error(error)
             if again:
                 raise
 
@@ -277,74 +269,73 @@ class PruningExplorer(widgets.VBox):
 
     # -- a picture ----------------------------------------------------------------------------------------------------
 
-    def _show(self, position: Position) -> None:
-        """Prune, measure what was not yet measured, and draw."""
-        subject = self._subject
-        masks, here = subject.masks(position), (subject.base.number, position)
-        rows = [row for row in masks.by_layer() if len(row["shape"]) > 1]
-        kept, total = (sum(row[key] for row in rows) for key in ("kept", "total"))
-        sparsity = 1 - kept / total
+    def _show(self, position: Position, browser: asyncio.AbstractEventLoop | None = None) -> None:
+        """Prune, measure what was not yet measured, and draw.
+
+        For the ``browser`` only as much is measured as there is time for; the rest follows when no move waits.
+        """
+        begin, self._rest = time.monotonic(), None
+        subject, self._shown = self._subject, position
+        self._masks = subject.masks(position)
+        here = subject.base.number, position
         if here not in self._visited:
-            self._visited[here] = sparsity, subject.accuracy(masks)
-        accuracy = self._visited[here][1]
-        self._masks, self._shown = masks, position
-        self._words = self._describe(position, masks, sparsity, accuracy)
-        self._sentence.value = f'<p role="status" aria-live="polite" style="line-height:1.4;min-height:2.8em;margin:4px 0 0">{html.escape(self._words)}</p>'
-        self._facts.value = live_view.page(self._numbers(masks, kept, total, accuracy))
-        points, past = self._points(position)
-        about = f"Accuracy against pruning rate, {len(points)} visited. {self._words}"
-        self._curve.value = live_view.page(
-            live_view.curve(points, (position.rate, accuracy), self._dense_accuracy, about, past)
-        )
-        self._draw_histogram(position)
-        self._table.value = live_view.page(live_view.layers(rows, subject.units(masks)))
+            parts = subject.answers(self._masks)
+            right = seen = 0
+            for right, seen in parts:  # noqa: B007 - the last ones are used
+                if browser is not None and seen < subject.samples and time.monotonic() - begin > HURRY:
+                    self._rest = browser, parts
+                    browser.call_later(REST, self._go_on, parts)
+                    break
+            self._measured(right, seen)
+        else:
+            self._draw_accuracy(self._visited[here][1], subject.samples)
+        self._screen.show_weights(position, self._masks, self.layer.value)
+        self._screen.show_layers(self._masks)
         self._controls.suit(position, subject.competing(position), bool(self._past))
 
-    def _describe(self, position: Position, masks: Masks, sparsity: float, accuracy: float) -> str:
-        own, base = own_words(position), self._subject.base
-        tuned = f" after {base.epochs} epoch{'s' * (base.epochs > 1)} of fine-tuning" * bool(base.epochs)
-        words = (
-            f"At a pruning rate of {per_cent(position.rate)}{f', {own}' * bool(own)} (sparsity {sparsity:.3f})"
-            f"{tuned} accuracy on {self.sample} is {per_cent(accuracy, 1)}, dense {per_cent(self._dense_accuracy, 1)}."
-        )
-        if base.epochs and masks.kept == base.masks.kept and position.rate < sparsity - 0.005:
-            words += " What was gone before the fine-tuning stays gone."
-        if dead := dead_layers(self._subject.module, masks):
-            words += f" Layer {', '.join(dead)} is cut off: the answers no longer depend on the input."
-        return words
+    def _go_on(self, parts: Iterator[tuple[int, int]]) -> None:
+        """Measure a little more, unless there was a move meanwhile."""
+        with self._lock:
+            if self._rest is None or self._rest[1] is not parts:
+                return
+            with self._errors_shown(again=False):
+                right, seen = next(parts)
+                self._measured(right, seen)
+                if seen < self._subject.samples:
+                    self._rest[0].call_later(0, self._go_on, parts)
+                else:
+                    self._rest = None
 
-    def _numbers(self, masks: Masks, kept: int, total: int, accuracy: float) -> str:
-        work, width = self._subject.work(masks), self._subject.bytes_each
-        macs = [(short(work[0]), f"effective MACs of {short(work[1])}")] if work else []
-        return live_view.facts(
-            [
-                (per_cent(accuracy, 1), f"accuracy, dense {per_cent(self._dense_accuracy, 1)}"),
-                (f"{1 - kept / total:.3f}", f"sparsity, {short(kept)} of {short(total)} left"),
-                *macs,
-                (live_view.size(kept * width), f"non-zero weights of {live_view.size(total * width)}"),
-            ]
-        )
+    def _measured(self, right: int, seen: int) -> None:
+        """Note the accuracy, once it is that of the whole sample, and show it."""
+        if seen == self._subject.samples:
+            here = self._subject.base.number, self._shown
+            self._visited[here] = self._subject.sparsity(self._masks), right / seen
+        self._draw_accuracy(right / seen, seen)
 
-    def _points(self, position: Position) -> tuple[list[live_view.Point], list[list[live_view.Point]]]:
+    def _draw_accuracy(self, accuracy: float, seen: int) -> None:
+        points, past = self._points(self._shown)
+        self._words = self._screen.show_accuracy(self._shown, self._masks, accuracy, seen, points, past)
+
+    def _points(self, position: Position) -> tuple[list[Point], list[list[Point]]]:
         """What was visited of this curve, and of those of the networks that this one was fine-tuned from."""
-        curves: dict[int, list[live_view.Point]] = {}
+        curves: dict[int, list[Point]] = {}
         for (network, other), (_, accuracy) in self._visited.items():
             if other.setting == position.setting:
                 curves.setdefault(network, []).append((other.rate, accuracy))
         now = self._subject.base.number
         before = dict.fromkeys(base.number for _, base in self._past if base.number != now)
-        return curves[now], [curves[network] for network in before if network in curves]
+        return curves.get(now, []), [curves[network] for network in before if network in curves]
 
-    def _draw_histogram(self, position: Position) -> None:
-        found = self._subject.histogram(position, self._masks, self._controls.layer.value)
-        if found.there == found.kept:
-            cut = "all are kept"
-        elif found.threshold is not None:
-            cut = f"threshold: |w| = {found.threshold:.3g}"
-        else:
-            cut = "no one threshold in size"
-        drawn = live_view.histogram(found.edge, found.there, found.kept, found.threshold, cut)
-        self._bars.value = live_view.page(drawn)
+
+def _from_browser(control: widgets.Widget) -> asyncio.AbstractEventLoop | None:
+    """The kernel's loop, where a person moved the control; None where a program did, which wants the whole answer."""
+    if not getattr(control, "_property_lock", None):  # what ipywidgets is taking over from the browser right now
+        return None
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _refuse(what: str, value: Any, known: Iterable[str]) -> None:

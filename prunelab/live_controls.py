@@ -72,7 +72,7 @@ class Controls:
             name: widgets.Button(description=name, tooltip=what, layout={"width": "auto"})
             for name, what in BUTTONS.items()
         }
-        self.progress = widgets.IntProgress(bar_style="info", layout={"width": "10em", "visibility": "hidden"})
+        self.progress = widgets.IntProgress(bar_style="info", layout={"width": "10em", "display": "none"})
         self.note = widgets.HTML()
         every = [("all layers", EVERYTHING), *((name or "layer", name) for name in layers if name)]
         self.layer = widgets.Dropdown(options=every, description="weights of", **_width("20em"))
@@ -126,7 +126,7 @@ class Controls:
         self.buttons["stop"].disabled = not begun
         self.buttons["undo"].disabled = begun or not undoable
         self.buttons["fine-tune 1 epoch"].disabled = begun or not self._trainable
-        self.progress.value, self.progress.layout.visibility = 0, "visible" if begun else "hidden"
+        self.progress.value, self.progress.layout.display = 0, "" if begun else "none"
 
     @property
     def _moving(self) -> tuple[widgets.Widget, ...]:

@@ -15,20 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from prunelab import cost, pruners
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.live_offer import offered
+from prunelab.live_sample import Sample
+from prunelab.masks import Masks, layer_of
 from prunelab.pruners import Ranking
-from prunelab.pruners.select import norms_behind, scored_names, units_of
-from prunelab.settings import Prune, SettingsError
+from prunelab.pruners.select import units_of
+from prunelab.settings import Prune
 
-BATCH = 500  # samples at a time; more fall out of the processor's cache
 TRAINING = 1000  # samples that scores look at, where no batches are given
-NEEDED = {"scope", "allow_empty"}  # options of a method that have to be there, so that a rate can be moved
-GRANULARITIES = ("weight", "neuron", "filter", "unit")
 BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
 EVERYTHING = ""  # stands for all layers together
 
@@ -110,6 +108,7 @@ class Subject:
         base: the network that is pruned now.
         dense: masks that keep everything.
         sample: what is measured on, in words.
+        samples: how many there are.
         offered: score -> granularities that it has for this model.
     """
 
@@ -123,11 +122,13 @@ class Subject:
         self.device = next(self._model.parameters()).device
         self.dense = Masks.ones(self._model)
         self._batches = batches if batches is not None else _training(data, self.device)
-        self._x, self._y, self.sample = _sample(data, evaluate, self.device)
+        self._sample = Sample(data, evaluate, self.device)
+        self.sample, self.samples = self._sample.what, len(self._sample)
         self.offered = offered(self._model, self.dense, self._batches is not None)
-        shape = tuple(self._x.shape[1:])
+        shape = self._sample.shape
         try:
             self._macs = cost.macs(self._model, shape), cost.layer_macs(self._model, shape)
+            self._sample.suit(self._macs[0])
         except PrunelabError:  # a model whose work depends on what is in its input has no one number
             self._macs = None
         # Copies: loading other weights writes into the ones that are there.
@@ -196,13 +197,22 @@ class Subject:
         total = sum(score.numel() for score in scores.values())
         return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
 
-    @torch.inference_mode()
+    def answers(self, masks: Masks) -> Iterator[tuple[int, int]]:
+        """Right answers and samples seen so far, with the weights masked, part by part; see ``Sample.answers``."""
+        return self._sample.answers(self._model, masks)
+
     def accuracy(self, masks: Masks) -> float:
-        """On the sample, with the weights masked, from 0 to 1."""
-        weights = {name: self._model.get_parameter(name) * mask for name, mask in masks.items()}
-        parts = zip(self._x.split(BATCH), self._y.split(BATCH), strict=True)
-        right = [(functional_call(self._model, weights, (x,)).argmax(-1) == y).sum() for x, y in parts]
-        return sum(int(part) for part in right) / len(self._y)
+        """On the whole sample, from 0 to 1."""
+        *_, (right, seen) = self.answers(masks)
+        return right / seen
+
+    def weights(self, masks: Masks) -> int:
+        """How many are left; structured masks have entries of biases too."""
+        return sum(masks.counts[name] for name in self.dense)
+
+    def sparsity(self, masks: Masks) -> float:
+        """Of the weights."""
+        return 1 - self.weights(masks) / self.dense.total
 
     def work(self, masks: Masks) -> tuple[int, int] | None:
         """Multiply-accumulates of one sample whose weight is kept, and all; None where they cannot be counted."""
@@ -272,54 +282,6 @@ class Subject:
         return float(largest + smallest) / 2 if largest <= smallest else None
 
 
-def offered(model: nn.Module, dense: Masks, data: bool = True) -> dict[str, list[str]]:
-    """The registered methods that rank what a finished model has, each score once: name -> its granularities.
-
-    Args:
-        model: The model.
-        dense: Masks that keep all of it.
-        data: whether there are inputs and targets for methods that look at them.
-    """
-    kinds = [kind for kind in GRANULARITIES if _competes(model, dense, kind)]
-    if not {"neuron", "filter"} <= set(kinds):
-        kinds = [kind for kind in kinds if kind != "unit"]  # it would be the same as the one that there is
-    found = {}
-    for name, (pruner, preset) in pruners.METHODS.items():
-        fields = {each.name for each in dataclasses.fields(pruner)}  # type: ignore[arg-type]
-        plain = any(other is pruner and not set_ for other, set_ in pruners.METHODS.values())
-        rest = {key: value for key, value in preset.items() if key != "granularity"}
-        if not fields >= NEEDED or (preset and plain and pruner(**rest) == pruner()):
-            continue
-        method = pruner(**preset)
-        reads = getattr(method, "needs_data", name in ("dropnet", "apoz"))
-        if not isinstance(method, Ranking) or getattr(method, "needs_start", False) or getattr(method, "one", False):
-            continue
-        free = "granularity" in fields - set(preset)
-        own = [k for k in (kinds if free else [method.granularity]) if _has(pruner, preset, k if free else None)]
-        own = [kind for kind in own if _competes(model, dense, kind)]
-        if getattr(method, "score", "") == "batchnorm":
-            own = own if norms_behind(model, [layer_of(weight) for weight in dense]) else []
-        if own and (data or not reads):
-            found[name] = own
-    return dict(sorted(found.items()))
-
-
-def _has(pruner: Any, preset: Mapping[str, Any], granularity: str | None) -> bool:
-    """Whether a method can be built for a granularity; None: for that which it has."""
-    try:
-        pruner(**preset, **({} if granularity is None else {"granularity": granularity}))
-    except SettingsError:
-        return False
-    return True
-
-
-def _competes(model: nn.Module, dense: Masks, granularity: str) -> bool:
-    try:
-        return bool(scored_names(model, dense, granularity))  # type: ignore[arg-type]
-    except MaskError:
-        return False
-
-
 def _build(position: Position) -> Ranking:
     pruner, preset = pruners.METHODS[position.method]
     options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
@@ -366,17 +328,3 @@ def _training(data: Dataset | tuple[Tensor, Tensor], device: torch.device) -> li
         return None
     x, y = data.train.x[:TRAINING], data.train.y[:TRAINING]
     return [(data.scale(x).to(device), y.to(device))]
-
-
-def _sample(data: Dataset | tuple[Tensor, Tensor], count: int, device: torch.device) -> tuple[Tensor, Tensor, str]:
-    """Inputs, labels and what they are called; a random choice in stored order, since classes may lie in blocks."""
-    x, y = (data.test.x, data.test.y) if isinstance(data, Dataset) else data
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise PrunelabError(f"evaluate = {count!r}: should be a number of samples, at least 1")
-    if len(x) != len(y) or not len(y):
-        raise PrunelabError(f"data has {len(x)} inputs and {len(y)} labels: give as many, and at least one")
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:count].sort().values.to(y.device)
-    x = data.scale(x[rows]) if isinstance(data, Dataset) else x[rows]
-    what = f"{len(rows):,} {'test ' * isinstance(data, Dataset)}{'images' if x.ndim == 4 else 'samples'}"
-    x = x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)
-    return x, y[rows].to(device), what

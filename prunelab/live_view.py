@@ -41,7 +41,8 @@ STYLE = """<style>
 .prunelab-live .kept {fill: var(--series)}
 .prunelab-live .cut {stroke: var(--here); stroke-width: 1.5; stroke-dasharray: 5 3}
 .prunelab-live .facts {display: grid; grid-template-columns: repeat(auto-fit, minmax(13.3em, 1fr)); gap: 6px 12px;
-  padding: 2px 0 6px; font-size: 12px; max-width: 76em}
+  padding: 2px 0 6px; font-size: 12px; max-width: 76em;
+  grid-auto-rows: minmax(64px, auto)}
 .prunelab-live .fact {padding: 5px 10px 7px; border-left: 3px solid var(--series);
   background: var(--jp-layout-color2, #8881); font-variant-numeric: tabular-nums}
 .prunelab-live .fact b {display: block; font-size: 20px; font-weight: 600; line-height: 1.3}
@@ -59,6 +60,12 @@ STYLE = """<style>
 def page(content: str) -> str:
     """HTML with the one style of all parts."""
     return f'{STYLE}<div class="prunelab-live">{content}</div>'
+
+
+def sentence(words: str) -> str:
+    """Words that a screen reader says when they change; room for two lines, so that nothing below jumps."""
+    room = "line-height:1.4;min-height:2.8em;margin:4px 0 0"
+    return f'<p role="status" aria-live="polite" style="{room}">{html.escape(words)}</p>'
 
 
 def facts(items: Iterable[tuple[str, str]]) -> str:

@@ -117,9 +117,8 @@ class Stack:
             x: as for a call.
             y: labels, int64 [R, B] or [B], for the cross entropy; or numbers, float32 [R, B, C] or [B, C], for the mean
                 squared error, of which no answer is right.
-            gradients: parameter name -> tensor of the stacked shape that receives the gradient of each run's mean loss
-                (or, for a model that is no chain, is replaced by it); None: the parameters change by ``-rate`` times
-                it at once.
+            gradients: parameter name -> tensor of the stacked shape that receives the gradient of each run's mean loss;
+                None: the parameters change by ``-rate`` times it at once.
             rates: float32 [R], the learning rates; read only where ``gradients`` is None.
             shared: whether ``x`` and ``y`` lack the run axis.
 
@@ -148,7 +147,9 @@ class Stack:
         with torch.no_grad():
             for (name, parameter), gradient in zip(self.parameters.items(), found, strict=True):
                 if gradients is not None:
-                    gradients[name] = torch.zeros_like(parameter) if gradient is None else gradient
+                    # Copied: behind channels_last maps a gradient lies in memory in another order than its weight, and
+                    # the fused optimisers go by the order in memory.
+                    gradients[name].copy_(torch.zeros_like(parameter) if gradient is None else gradient)
                 elif gradient is not None:
                     parameter.sub_(rates[0] * gradient)
             right = torch.zeros_like(y[:, 0], dtype=torch.long) if y.is_floating_point() else logits.argmax(-1) == y

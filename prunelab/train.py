@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from prunelab import prefix
 from prunelab.augment import augment
 from prunelab.data import Dataset, Split
 from prunelab.errors import PrunelabError
@@ -78,6 +80,8 @@ class Member:
         failure: why the run cannot go on; None while it can.
         penalty: from the model to the gradient of a penalty, parameter name -> tensor, which is added to that of the
             loss in every step; None: no penalty. Set it together with a change of the model or the masks.
+        frozen: how many leading modules learn no more, each time that some were frozen; see ``freeze``.
+        features: what those modules give for every training sample; None: all learns, on the data.
     """
 
     model: nn.Module
@@ -92,6 +96,8 @@ class Member:
     best: dict[str, Tensor] | None = None
     failure: str | None = None
     penalty: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
+    frozen: tuple[int, ...] = ()
+    features: Tensor | None = None
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +106,11 @@ class Member:
     @property
     def lr(self) -> float:
         """The learning rate of the next epoch."""
-        return self.train.lr * self.train.lr_factor ** sum(self.epoch >= m for m in self.train.lr_milestones)
+        return self.lr_of(self.epoch)
+
+    def lr_of(self, epoch: int) -> float:
+        """The learning rate of an epoch, 0-based."""
+        return self.train.lr * self.train.lr_factor ** sum(epoch >= m for m in self.train.lr_milestones)
 
     @property
     def done(self) -> bool:
@@ -142,6 +152,38 @@ class Member:
         self.train, self.epoch, self.stale, self.best_loss, self.best = train, 0, 0, math.inf, None
         self.moments, self.steps = {}, 0
         self.version += 1
+
+    def outputs(self, modules: int, data: Dataset, folder: Path | None = None) -> Tensor:
+        """What the first modules of the chain give for every training sample, from what is stored already or the data.
+
+        Args:
+            modules: as ``prefix.parts`` counts them, more than are frozen.
+            data: that of the population.
+            folder: for the file.
+        """
+        x = data.train.x if self.features is None else self.features
+        own = [module for _, module in prefix.parts(self.model)[sum(self.frozen[-1:]) : modules]]
+        pieces = (data.scale(piece).to(data.train.y.device) for piece in x.split(EVALUATION_BATCH))
+        return prefix.stored(own, pieces, len(x), folder)
+
+    def freeze(self, modules: int, features: Tensor) -> None:
+        """Train only what lies behind the first modules of the chain from now on; the model stays whole.
+
+        Args:
+            modules: as ``prefix.parts`` counts them.
+            features: their ``outputs``, which take the place of the training data.
+        """
+        self.frozen, self.features = (*self.frozen, modules), features
+        left = {name for name, _ in prefix.tail(self.model, modules).named_parameters()}
+        self.moments = {kind: {n: t for n, t in own.items() if n in left} for kind, own in self.moments.items()}
+        self.version += 1
+
+    @property
+    def part(self) -> Narrow:
+        """What of the model trains: without the units that are masked whole, or without the frozen modules."""
+        if not self.frozen:
+            return narrow(self.model, self.masks)
+        return Narrow(prefix.tail(self.model, self.frozen[-1]), self.masks, {})
 
     def detach(self) -> None:
         """Own the storage of the weights and moments, after the stack."""
@@ -227,7 +269,7 @@ class Population:
             for stack in self._stacks:
                 for member in stack.members:
                     member.detach()
-            parts = {id(member): narrow(member.model, member.masks) for member in members}
+            parts = {id(member): member.part for member in members}
             groups = _groups(members, parts)
             self._stacks = [_Lockstep(group, [parts[id(member)] for member in group]) for group in groups]
             self._seen = seen
@@ -251,7 +293,8 @@ def _groups(members: Sequence[Member], parts: Mapping[int, Narrow]) -> list[list
 def _fits(a: Member, b: Member) -> bool:
     shared = ("batch_size", "optimiser", "momentum", "weight_decay", "shuffle", "augment")
     return (
-        all(getattr(a.train, name) == getattr(b.train, name) for name in shared)
+        not (a.frozen or b.frozen)
+        and all(getattr(a.train, name) == getattr(b.train, name) for name in shared)
         and stackable(b.model)
         and same_architecture(a.model, b.model)
     )
@@ -263,6 +306,7 @@ class _Lockstep:
     def __init__(self, members: Sequence[Member], parts: Sequence[Narrow]) -> None:
         self.members, self.parts = list(members), list(parts)
         self.stack = Stack([part.model for part in parts])
+        self.whole = Stack([members[0].model]) if members[0].frozen else self.stack
         self.settings = members[0].train
         self.names = list(self.stack.parameters)
         self.leaves = [self.stack.parameters[name].detach() for name in self.names]
@@ -326,7 +370,8 @@ class _Lockstep:
                     part.write_back(name, mine, member.moments[kind][name])
 
     def epoch(self, data: Dataset) -> dict[int, Epoch]:
-        settings, split, runs = self.settings, data.train, len(self.members)
+        settings, runs, features = self.settings, len(self.members), self.members[0].features
+        split = data.train if features is None else Split(features, data.train.y)
         samples, size = len(split.y), settings.batch_size
         where = split.y.device
         order = self._order(samples)
@@ -375,13 +420,13 @@ class _Lockstep:
         """A batch for all, [B, ...] and [B], or one for each run, [R, B, ...] and [R, B]."""
         kind, runs = self.settings.augment, len(self.members)
         own = isinstance(rows, Tensor)
-        x = split.x.index_select(0, rows.flatten()) if own else split.x[rows]
+        x = split.x.index_select(0, rows.flatten().to(split.x.device)) if own else split.x[rows]
         y = data.target(split.y[rows])
         if kind != "none":
             per_run = x.chunk(runs) if own else [x] * runs
             x = torch.cat([augment(part, kind, m.order) for part, m in zip(per_run, self.members, strict=True)])
             y, own = y.expand(runs, -1), True
-        x = data.scale(x)
+        x = data.scale(x).to(y.device, torch.float32)  # stored features are float16, and on the CPU
         return (x.unflatten(0, (runs, -1)) if own else x), y
 
     def _stepper(self) -> Callable[[], None]:
@@ -428,7 +473,7 @@ class _Lockstep:
         for start in range(0, len(split.y), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
             y = data.target(split.y[rows])
-            logits = self.stack(data.scale(split.x[rows]), shared=True)
+            logits = self.whole(data.scale(split.x[rows]), shared=True)
             if not data.labelled:
                 losses.append((logits - y).square().mean(-1))
                 continue

@@ -244,8 +244,8 @@ from prunelab.live import PruningExplorer
 digits = data.load("digits")
 model = models.build(settings.Model("mlp", hidden=(40, 20)), digits.shape, 10, seed=0)
 explorer = PruningExplorer(model, digits, rate=0.5, tuning=settings.Train(batch_size=1))
-measure = explorer._subject.accuracy
-explorer._subject.accuracy = lambda masks: measure(masks) if masks.sparsity < 0.99 else [][int(masks.sparsity)]
+measure = explorer._subject.answers
+explorer._subject.answers = lambda masks: measure(masks) if masks.sparsity < 0.99 else [][int(masks.sparsity)]
 explorer
 """
 

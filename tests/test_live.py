@@ -1,5 +1,6 @@
 """The explorer without a browser: moving a control is setting its value."""
 
+import asyncio
 import copy
 import re
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import prunelab
-from prunelab import cost, data, live, live_controls, live_pruning, live_view, models, settings
+from prunelab import cost, data, live, live_controls, live_offer, live_pruning, live_view, models, settings
 from prunelab.errors import PrunelabError
 from prunelab.live import PruningExplorer
 from prunelab.pruners.magnitude import Magnitude
@@ -48,7 +49,7 @@ def text(widget):
 
 
 def sentence(explorer):
-    return text(explorer._sentence)
+    return text(explorer._screen.sentence)
 
 
 CHOICES = [
@@ -112,8 +113,8 @@ def test_the_sample_is_fixed_random_and_of_the_stated_size(model, digits):
     small = PruningExplorer(model, digits, evaluate=64)
     again = PruningExplorer(model, digits, evaluate=64, seed=9)
     assert "on 64 test images" in str(small)
-    assert torch.equal(small._subject._y, again._subject._y)
-    assert not torch.equal(small._subject._y, digits.test.y[:64])
+    assert torch.equal(small._subject._sample.y, again._subject._sample.y)
+    assert not torch.equal(small._subject._sample.y, digits.test.y[:64])
 
 
 def test_inputs_and_labels_of_ones_own_do_as_well(model, digits):
@@ -133,7 +134,7 @@ def test_the_model_and_its_mode_stay_as_they_are(digits):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
     assert net[0].weight.is_contiguous()
-    eager = measured(net, explorer.masks, explorer._subject._x, explorer._subject._y)
+    eager = measured(net, explorer.masks, explorer._subject._sample.x, explorer._subject._sample.y)
     assert explorer.visited.set_index("rate")["accuracy"][0.9] == eager
 
 
@@ -146,7 +147,7 @@ def test_a_sweep_visits_the_standard_rates_and_comes_back(model, digits):
     assert explorer.rate.value == 0.3
     assert "pruning rate of 30 %" in str(explorer)
     assert explorer.masks == prunelab.prune(model, "magnitude", 0.3)
-    assert explorer._curve.value.count('class="visited"') == 1 + len(live.STANDARD)
+    assert explorer._screen.curve.value.count('class="visited"') == 1 + len(live.STANDARD)
 
 
 def test_each_setting_has_a_curve_of_its_own(model, digits):
@@ -154,7 +155,7 @@ def test_each_setting_has_a_curve_of_its_own(model, digits):
     explorer.rate.value = 0.5
     explorer.score.value = "random"
     explorer.scope.value = "layer"
-    assert explorer._curve.value.count('class="visited"') == 1
+    assert explorer._screen.curve.value.count('class="visited"') == 1
     found = explorer.visited[["method", "scope", "rate"]].to_records(index=False).tolist()
     assert found == [
         ("magnitude", "global", 0.9),
@@ -207,14 +208,18 @@ def test_an_error_is_shown_raised_and_remembered(model, digits, monkeypatch):
         patch.setattr(Magnitude, "select", broken)
         with pytest.raises(RuntimeError, match="no selection today"):
             explorer.rate.value = 0.1
-    (shown,) = explorer._errors.outputs
+    (shown,) = explorer._screen.errors.outputs
     assert (shown["output_type"], shown["ename"], shown["evalue"]) == ("error", "RuntimeError", "no selection today")
-    assert sentence(explorer) == explorer._curve.value == explorer._bars.value == explorer._table.value == "", (
-        "an old picture would lie"
-    )
+    assert (
+        sentence(explorer)
+        == explorer._screen.curve.value
+        == explorer._screen.bars.value
+        == explorer._screen.table.value
+        == ""
+    ), "an old picture would lie"
     assert not explorer.buttons["undo"].disabled
     explorer.rate.value = 0.2
-    assert explorer._errors.outputs == ()
+    assert explorer._screen.errors.outputs == ()
     assert "20 %" in sentence(explorer)
     with pytest.raises(RuntimeError, match="no selection today"):
         explorer.check()
@@ -241,7 +246,7 @@ def test_what_cannot_be_explored_is_refused_in_one_line(model, digits, wrong, wo
 
 
 def offered(net, data=True):
-    return live_pruning.offered(net, prunelab.Masks.ones(net), data)
+    return live_offer.offered(net, prunelab.Masks.ones(net), data)
 
 
 def test_methods_that_rank_a_finished_model_are_offered_once_with_what_they_can_remove(model):
@@ -310,16 +315,16 @@ def test_work_and_bytes_are_those_of_the_cost_module():
     explorer = PruningExplorer(net, (x, y), rate=0.75)
     weights = cost.summarise(net, (1, 28, 28), explorer.masks)
     assert explorer._subject.work(explorer.masks) == (weights.effective_macs, weights.macs)
-    assert "effective MACs of 2.29M" in explorer._facts.value
-    assert f"<b>{live_view.size(4 * weights.weights)}</b>" in explorer._facts.value
-    assert "non-zero weights of 1.72 MB" in explorer._facts.value
+    assert "effective MACs of 2.29M" in explorer._screen.facts.value
+    assert f"<b>{live_view.size(4 * weights.weights)}</b>" in explorer._screen.facts.value
+    assert "non-zero weights of 1.72 MB" in explorer._screen.facts.value
 
 
 def test_a_model_whose_work_cannot_be_counted_is_explored_without_it(model, digits, monkeypatch):
     monkeypatch.setattr(live_pruning.cost, "macs", lambda *_: (_ for _ in ()).throw(PrunelabError("no")))
     explorer = PruningExplorer(model, digits, evaluate=20)
-    assert "MACs" not in explorer._facts.value
-    assert "non-zero weights" in explorer._facts.value
+    assert "MACs" not in explorer._screen.facts.value
+    assert "non-zero weights" in explorer._screen.facts.value
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.6, 0.99])
@@ -333,31 +338,97 @@ def test_the_histogram_counts_the_weights_and_parts_them_at_the_threshold(model,
     assert np.abs(np.cumsum(found.there) - expected.cumsum(0).numpy()).max() <= 2, "rounding at the edges of the bins"
     assert (sum(found.there), sum(found.kept)) == (3560, explorer.masks.kept)
     assert float(weights[~keep].abs().max()) <= found.threshold <= float(weights[keep].abs().min())
-    assert f"|w| = {found.threshold:.3g}" in explorer._bars.value
+    assert f"|w| = {found.threshold:.3g}" in explorer._screen.bars.value
 
 
 def test_without_one_size_that_parts_them_no_threshold_is_drawn(model, digits):
     explorer = PruningExplorer(model, digits, scope="layer", rate=0.6, evaluate=20)
-    assert "no one threshold" in explorer._bars.value
-    assert 'class="cut"' not in explorer._bars.value
+    assert "no one threshold" in explorer._screen.bars.value
+    assert 'class="cut"' not in explorer._screen.bars.value
     explorer.layer.value = "hidden_2"
-    assert "|w| = " in explorer._bars.value
-    assert "of 800 are kept" in explorer._bars.value
+    assert "|w| = " in explorer._screen.bars.value
+    assert "of 800 are kept" in explorer._screen.bars.value
     assert len(explorer.visited) == 1, "to look at a layer is no move"
     explorer.score.value = "random"
-    assert 'class="cut"' not in explorer._bars.value
+    assert 'class="cut"' not in explorer._screen.bars.value
     explorer.rate.value = 0.0
-    assert "all are kept" in explorer._bars.value
+    assert "all are kept" in explorer._screen.bars.value
 
 
 def test_the_units_of_each_layer_are_counted(model, digits):
     explorer = PruningExplorer(model, digits, granularity="neuron", rate=0.5, evaluate=20)
     left = [int(explorer.masks[f"{layer}.weight"].any(1).sum()) for layer in ("hidden_1", "hidden_2")]
     assert sum(left) == 30
-    table = explorer._table.value
+    table = explorer._screen.table.value
     assert f"<td>{left[0]} of 40</td>" in table
     assert f"<td>{left[1]} of 20</td>" in table
     assert "<td>10 of 10</td>" in table
+
+
+# -- a network that is slow to measure ---------------------------------------------------------------------------------
+
+
+def moved_by_a_person(explorer, index):
+    """As the browser's message does it: inside the kernel's loop."""
+    explorer.rate.set_state({"index": index})
+
+
+def test_a_part_of_the_sample_comes_first_and_is_called_so(model, digits, monkeypatch):
+    explorer = PruningExplorer(model, digits, rate=0.5)
+    monkeypatch.setattr(live, "HURRY", -1.0)
+    explorer._subject._sample.suit(10**9)  # 16 samples at a time
+
+    async def drag():
+        moved_by_a_person(explorer, 70)
+        seen = [str(explorer)]
+        visited = len(explorer.visited)
+        moved_by_a_person(explorer, 80)  # the rest of 70 % is never measured
+        while explorer._rest is not None:
+            await asyncio.sleep(0.01)
+        return seen[0], visited
+
+    first, visited = asyncio.run(drag())
+    assert "70 % (sparsity 0.700) accuracy on 16 of 297 test images, so far, is" in first
+    assert visited == 1
+    assert explorer.visited["rate"].tolist() == [0.5, 0.8]
+    x, y = explorer._subject._sample.x, explorer._subject._sample.y
+    assert explorer.visited["accuracy"].iloc[-1] == measured(model, explorer.masks, x, y)
+    assert "80 % (sparsity 0.800) accuracy on 297 test images is" in str(explorer)
+    assert explorer._screen.curve.value.count('class="visited"') == 2
+
+
+def test_a_program_gets_the_whole_answer_at_once(model, digits, monkeypatch):
+    explorer = PruningExplorer(model, digits, rate=0.5)
+    monkeypatch.setattr(live, "HURRY", -1.0)
+    explorer._subject._sample.suit(10**9)
+
+    async def move():
+        explorer.rate.value = 0.7
+        return str(explorer)
+
+    assert "on 297 test images is" in asyncio.run(move())
+    moved_by_a_person(explorer, 80)  # where no kernel runs
+    assert "on 297 test images is" in str(explorer)
+
+
+def test_an_error_in_the_rest_is_shown(model, digits, monkeypatch):
+    explorer = PruningExplorer(model, digits, rate=0.5)
+    monkeypatch.setattr(live, "HURRY", -1.0)
+
+    def broken(_):
+        yield 1, 16
+        raise RuntimeError("no more today")
+
+    monkeypatch.setattr(explorer._subject, "answers", broken)
+
+    async def move():
+        moved_by_a_person(explorer, 70)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(move())
+    assert [output["evalue"] for output in explorer._screen.errors.outputs] == ["no more today"]
+    with pytest.raises(RuntimeError, match="no more today"):
+        explorer.check()
 
 
 # -- back, and aside ---------------------------------------------------------------------------------------------------

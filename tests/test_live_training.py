@@ -103,7 +103,7 @@ def test_undo_brings_the_weights_back(explorer, model):
     explorer.fine_tune(wait=True)
     explorer.fine_tune(wait=True)
     assert "after 2 epochs" in str(explorer)
-    assert explorer._curve.value.count('class="past"') == 2
+    assert explorer._screen.curve.value.count('class="past"') == 2
     explorer.undo()
     assert "after 1 epoch " in str(explorer)
     explorer.undo()
@@ -116,7 +116,7 @@ def test_undo_brings_the_weights_back(explorer, model):
 def test_while_it_trains_only_stop_can_be_pressed_and_stopping_changes_nothing(explorer, held, model):
     before, others = str(explorer), [b for name, b in explorer.buttons.items() if name != "stop"]
     assert all(control.disabled for control in (explorer.rate, explorer.score, explorer.own["output"], *others))
-    assert explorer.progress.layout.visibility == "visible"
+    assert explorer.progress.layout.display == ""
     assert (explorer.progress.value, explorer.progress.max) == (1, 43)  # of 1,350 samples, 32 at a time
     with pytest.raises(PrunelabError, match="a fine-tuning is under way"):
         explorer.undo()
@@ -128,7 +128,7 @@ def test_while_it_trains_only_stop_can_be_pressed_and_stopping_changes_nothing(e
     assert str(explorer) == before
     assert same(explorer._subject.network(), model.state_dict())
     assert "Stopped" in explorer._controls.note.value
-    assert explorer.progress.layout.visibility == "hidden"
+    assert explorer.progress.layout.display == "none"
     assert not explorer.rate.disabled
     assert explorer.buttons["stop"].disabled
     assert explorer.buttons["undo"].disabled
@@ -145,7 +145,7 @@ def test_a_training_that_fails_is_shown_and_raised_by_check(model, digits):
     wild = PruningExplorer(model, digits, rate=0.5, tuning=settings.Train(optimiser="sgd", lr=1e30))
     with pytest.raises(PrunelabError, match="the loss was not finite"):
         wild.fine_tune(wait=True)
-    (shown,) = wild._errors.outputs
+    (shown,) = wild._screen.errors.outputs
     assert "not finite" in shown["evalue"]
     assert not wild.buttons["fine-tune 1 epoch"].disabled
     with pytest.raises(PrunelabError, match="not finite"):

@@ -342,3 +342,21 @@ def test_a_penalty_on_the_squared_weights_is_weight_decay(digits):
     Population(digits).epoch([*others, penalised])
     for name, parameter in weights(decayed).items():
         torch.testing.assert_close(weights(penalised)[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "hidden"), [("vgg11", (4, 4, 8, 8, 8, 8)), ("resnet20", (4, 8, 8))])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_of_a_network_that_is_no_chain_is_torch_s(digits, model, hidden, momentum):
+    """The gradients of its convolutions lie in memory in another order than the weights."""
+    settings = Train(epochs=1, batch_size=300, optimiser="sgd", lr=0.05, momentum=momentum)
+    ours, theirs = (member(train=settings, model=model, hidden=hidden, data=digits) for _ in range(2))
+    before = {name: parameter.clone() for name, parameter in weights(ours).items()}
+    Population(digits).epoch([ours])
+    net, rows = theirs.model.train(), torch.randperm(300, generator=generator(0, "order"))
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=momentum)
+    F.cross_entropy(net(digits.scale(digits.train.x[rows])), digits.train.y[rows]).backward()
+    optimiser.step()
+    for name, parameter in net.named_parameters():
+        step = parameter.detach() - before[name]
+        off = (weights(ours)[name] - parameter).abs().max()
+        assert off <= 0.05 * step.abs().max() + 1e-7, name

@@ -7,7 +7,7 @@ from prunelab.protocols.dyprune import ALSO_RISING, UNPRUNED, dyprune, dyprune_s
 from prunelab.protocols.nnrelief import nnrelief
 from prunelab.protocols.related import EXPECTED, UNITS, WEIGHTS, in_one_training, schedules
 from prunelab.protocols.weightless import weightless
-from prunelab.protocols.while_learning import dropneuron, play_and_prune, while_training
+from prunelab.protocols.while_learning import dropneuron, learn_and_drop, play_and_prune, while_training
 from prunelab.protocols.without_retraining import coresets, retraining_free
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "dyprune",
     "dyprune_strategies",
     "in_one_training",
+    "learn_and_drop",
     "nnrelief",
     "play_and_prune",
     "retraining_free",

@@ -199,3 +199,42 @@ def play_and_prune(
         name: [Run(settings, Model(model, tuple(hidden)), plan, prune, again, seed) for seed in range(seeds)]
         for name, (prune, plan, again) in ways.items()
     }
+
+
+def learn_and_drop(
+    seeds: int = 3,
+    *,
+    thresholds: Sequence[float] = (0.2, 0.3, 0.5),
+    model: str = "dropnet_c",
+    data: str = "mnist",
+    hidden: Sequence[int] = (),
+    epochs: int = 30,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    lr: float = 0.02,
+) -> dict[str, list[Run]]:
+    """Layers that have settled drop out of the training, at several thresholds, beside the full training.
+
+    SGD at a constant rate with momentum 0.9, batches of 64, no augmentation. All of it is our own default: the paper's
+    rule, optimiser and epochs are not known.
+
+    Args:
+        seeds: independent runs of each strategy.
+        thresholds: of the relative change below which a layer has settled.
+        model: name in the registry, a chain.
+        data: name of the data set.
+        hidden: sizes of the model; (): its own.
+        epochs: of the training.
+        train_size: training samples; None: all.
+        test_size: test samples, and at most as many that are held out; None: all.
+        lr: learning rate.
+    """
+    train = Train(epochs, 64, "sgd", lr, momentum=0.9)
+    ways = {"full training": Prune("none")}
+    for threshold in thresholds:
+        ways[f"learn & drop, {threshold:g}"] = Prune("learn_and_drop", options={"threshold": threshold})
+    settings = Data(data, train_size=train_size, test_size=test_size)
+    return {
+        name: [Run(settings, Model(model, tuple(hidden)), train, prune, seed=seed) for seed in range(seeds)]
+        for name, prune in ways.items()
+    }

@@ -23,6 +23,7 @@ from prunelab.pruners.dropnet import DropNet
 from prunelab.pruners.dropneuron import DropNeuron
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.pruners.glance import Glance
+from prunelab.pruners.learn_and_drop import LearnAndDrop
 from prunelab.pruners.magnitude import Magnitude
 from prunelab.pruners.nnrelief import NNrelief
 from prunelab.pruners.none import Dense
@@ -116,6 +117,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dropneuron": Method(DropNeuron),
         "while_training": Method(WhileTraining),
         "play_and_prune": Method(PlayAndPrune),
+        "learn_and_drop": Method(LearnAndDrop),
         "glance": Method(Glance),
         "zero_keep": Method(ZeroKeep),
         "coreset": Method(Coreset),

@@ -21,6 +21,7 @@ class Progress:
         epochs: the whole budget.
         last: index of the epoch after which the method acted last; None before the first time.
         accuracies: validation accuracy of every epoch so far.
+        lr: learning rate of the newest epoch.
     """
 
     losses: Sequence[float]
@@ -28,6 +29,7 @@ class Progress:
     epochs: int
     last: int | None
     accuracies: Sequence[float] = ()
+    lr: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Change:
         failure: why the run cannot go on; None while it can.
         returns: whether what ``masks`` keeps and the masks before did not comes back, as in a roll-back; the record
             then has it as never gone.
+        frozen: so many leading modules of the model, a chain (``prefix.parts``), learn no more: the trainer stores what
+            they give for every training sample and trains the rest on that. Never fewer than before.
     """
 
     model: nn.Module
@@ -83,6 +87,7 @@ class Change:
     note: str = ""
     failure: str | None = None
     returns: bool = False
+    frozen: int = 0
 
 
 @runtime_checkable
@@ -99,6 +104,15 @@ class DuringTraining(Protocol):
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before anything trains, a model on which the method cannot act."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A pruner that wants to know how the network began."""
+
+    def first_state(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What ``state`` is before the method acts for the first time; called before the first epoch."""
         ...
 
 
