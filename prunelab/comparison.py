@@ -27,6 +27,7 @@ from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.shrink import shrink
 
 Grid = dict[str, list[Run]]
+ADAM = Train(batch_size=128, optimiser="adam")
 
 
 def compare(
@@ -41,6 +42,7 @@ def compare(
     recovery: int = 2,
     train_size: int | None = None,
     test_size: int | None = None,
+    train: Train = ADAM,
     hidden: Sequence[int] = (),
     only: Sequence[str] = (),
     controls: bool | Sequence[str] = False,
@@ -49,7 +51,8 @@ def compare(
 
     Every run trains ``epochs`` dense epochs (round 0 is the dense baseline), then, ``rounds`` times, removes an amount
     of what is left and fine-tunes for ``recovery`` epochs: with 0.5 and 5 rounds, compressions of 2, 4, 8, 16 and 32.
-    Adam at 1e-3, batches of 128. The protocol is our own default.
+    Adam at 1e-3, batches of 128, unless ``train`` says otherwise. The protocol
+    is our own default.
 
     Args:
         methods: names of ``pruners.METHODS``, options behind a colon: ``"taylor:granularity=unit,scope=layer"``; or
@@ -63,6 +66,7 @@ def compare(
         recovery: epochs after each pruning.
         train_size: training samples; None: all.
         test_size: likewise validation and test samples.
+        train: how all are trained; the numbers of epochs are those above.
         hidden: other sizes of the models; (): their own.
         only: of the methods, names in legends; (): all.
         controls: for every method, or those named as in legends, also random (a shuffled mask) and magnitude pruning
@@ -74,7 +78,7 @@ def compare(
     Raises:
         PrunelabError: a method that is unknown, or that prunes while it trains.
     """
-    train, again = (Train(epochs=n, batch_size=128, optimiser="adam") for n in (epochs, recovery))
+    train, again = (dataclasses.replace(train, epochs=n) for n in (epochs, recovery))
     named = methods if isinstance(methods, Mapping) else {method_of(spec)[0]: spec for spec in methods}
     if unknown := sorted({*only} - {*named}):
         raise PrunelabError(f"only {unknown[0]!r}: {nearest(unknown[0], named)}")
