@@ -17,7 +17,7 @@ from prunelab import models
 from prunelab.chains import ShrinkError
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
-from prunelab.experiment import Results, masks_at
+from prunelab.experiment import Results
 from prunelab.pruners import METHODS, build
 from prunelab.pruners.during import DuringTraining
 from prunelab.pruners.while_training import training_cost
@@ -25,6 +25,7 @@ from prunelab.report import latencies
 from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.shrink import shrink
+from prunelab.trained import masks_at
 
 Grid = dict[str, list[Run]]
 ADAM = Train(batch_size=128, optimiser="adam")

@@ -9,20 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab import models
 from prunelab.data import Dataset
 from prunelab.export import OnnxModel, quantise, to_onnx
 from prunelab.report import report
-from prunelab.results import Store
-from prunelab.settings import Run
 from prunelab.shrink import shrink
-
-
-def trained(store: Store, run: Run, dataset: Dataset) -> nn.Module:
-    """The network of a finished run, with its last weights, on the CPU and in evaluation mode."""
-    model = models.build(run.model, dataset.shape, len(dataset.classes), run.seed)
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in store.weights(run).items()})
-    return model.eval()
 
 
 def forms(

@@ -25,8 +25,9 @@ from torch import nn
 from prunelab import frames, models, pruners, records, theatre_drawing
 from prunelab.chains import ShrinkError, chain
 from prunelab.data import load
-from prunelab.experiment import Seen, most_epochs, pruned_after, train_population
+from prunelab.experiment import train_population
 from prunelab.results import Store
+from prunelab.running import Seen, most_epochs, pruned_after
 from prunelab.settings import Run
 from prunelab.train import device
 

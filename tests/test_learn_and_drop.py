@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunelab import experiment, models
+from prunelab import models, running
 from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
@@ -310,7 +310,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, 
     options = options if method == "play_and_prune" else {"threshold": 0.9, "flat": 0.0, "warmup": 0}
     one, whole = trained(Store(tmp_path / "whole"), method, **options)
     for stop in (2, 4):
-        saves, save = [], experiment._Active._save
+        saves, save = [], running.Running._save
 
         def killed(self, final=False, *, saves=saves, save=save, stop=stop):
             save(self, final)
@@ -320,7 +320,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, 
 
         store = Store(tmp_path / f"killed_{stop}")
         with monkeypatch.context() as patch:
-            patch.setattr(experiment._Active, "_save", killed)
+            patch.setattr(running.Running, "_save", killed)
             with pytest.raises(KeyboardInterrupt):
                 trained(store, method, **options)
         assert store.status(one) == "partial"

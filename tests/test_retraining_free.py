@@ -27,8 +27,8 @@ from prunelab.pruners.retraining_free import (
     thresholds,
 )
 from prunelab.results import Store
-from prunelab.savings import trained
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.trained import trained
 
 FIRST = torch.tensor([[-1.0, 0.2], [0.05, 1.0]])  # span 2
 MIDDLE = torch.tensor([[0.3, -0.1], [0.02, -0.2]])  # span 0.5

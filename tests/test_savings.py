@@ -9,6 +9,7 @@ from prunelab.export import ExportError, OnnxModel, quantise, to_onnx
 from prunelab.graph import GraphError, trace
 from prunelab.pruners import prune
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.trained import trained
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_the_network_of_a_run_answers_as_the_run_did(tmp_path):
     run = Run(Data("digits"), Model("mlp", (16,)), Train(epochs=2), Prune("magnitude", amount=0.5, rounds=1))
     results = run_all([run], progress=False, jobs=1)
     dataset = data.load(run.data)
-    model = savings.trained(results.store, run, dataset)
+    model = trained(results.store, run, dataset)
     rows = savings.table({"dense": model, "again": model}, dataset, repeats=3)
     assert rows["test_accuracy"].tolist() == pytest.approx([results.last["test_accuracy"].item()] * 2)
     assert rows["nonzero"].iloc[0] < rows["parameters"].iloc[0]

@@ -18,8 +18,9 @@ import torch
 import prunelab
 from prunelab import theatre_drawing, theatre_view
 from prunelab.errors import PrunelabError
-from prunelab.experiment import check, pruned_after, train_population
+from prunelab.experiment import check, train_population
 from prunelab.results import Store
+from prunelab.running import pruned_after
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.theatre import TrainingTheatre
 from prunelab.theatre_stage import EVERY, GRACE, Stage, stored
