@@ -39,7 +39,7 @@ class Figure:
         reported: the figure under which ``references`` has the curves; "": none.
         metrics: the curves.
         order: the curves from best to worst, as the text has them.
-        poor: a curve, and the fraction from which on down the text calls it poor.
+        poor: curves, each with the fraction from which on down the text calls it poor.
         spare: the fraction of units left down to which, in the text, no accuracy is lost.
         alike: two curves that the text calls equal, and the fraction down to which.
     """
@@ -55,7 +55,7 @@ class Figure:
     reported: str = ""
     metrics: tuple[str, ...] = METRICS
     order: tuple[str, ...] = ()
-    poor: tuple[str, float] | None = None
+    poor: tuple[tuple[str, float], ...] = ()
     spare: float | None = None
     alike: tuple[str, str, float] | None = None
 
@@ -81,7 +81,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 3",
         stop=0.05,
         order=("min_layer", "min", "random_layer", "max_layer", "random", "max"),
-        poor=("max", 0.5),
+        poor=(("max", 0.5),),
         spare=0.4,
     ),
     "figure_04": _chain(
@@ -94,7 +94,7 @@ FIGURES: dict[str, Figure] = {
         (40, 20),
         stop=0.05,
         order=("min", "random_layer", "random", "max_layer", "max"),
-        poor=("max", 0.6),
+        poor=(("max", 0.6),),
         spare=0.4,
     ),
     "figure_06": _chain(
@@ -105,7 +105,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 6",
         stop=0.0157,
         order=("min_layer", "random_layer", "min", "random", "max_layer", "max"),
-        poor=("max", 0.3),
+        poor=(("max", 0.3),),
         spare=0.1,
     ),
     "figure_07": _chain(
@@ -116,7 +116,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 7",
         stop=0.0417,
         order=("min", "min_layer", "random_layer", "random", "max_layer", "max"),
-        poor=("max", 0.5),
+        poor=(("max", 0.5),),
         spare=0.1,
     ),
     "figure_08": _chain(
@@ -126,7 +126,7 @@ FIGURES: dict[str, Figure] = {
         (64, 32),
         stop=0.0417,
         order=("min", "min_layer", "random", "random_layer", "max_layer", "max"),
-        poor=("max", 0.2),
+        poor=(("max", 0.2),),
         spare=0.1,
     ),
     "figure_09": _chain(
@@ -155,12 +155,12 @@ FIGURES: dict[str, Figure] = {
         **_VGG19,
         reported="Fig 12",
         order=("min_layer", "random_layer", "random", "max_layer", "min", "max"),
-        poor=("max", 0.5),
+        poor=(("max", 0.5), ("max_layer", 0.2)),
         spare=0.2,
     ),
     "figure_13": _chain("oracle", "mnist", "dropnet_a", (20, 20), "Fig 13", order=("oracle", "min", "random", "max")),
     "figure_14": _chain(
-        "oracle", "mnist", "dropnet_b", (20, 20), "Fig 14", alike=("oracle", "min", 0.1), poor=("max", 0.4)
+        "oracle", "mnist", "dropnet_b", (20, 20), "Fig 14", alike=("oracle", "min", 0.1), poor=(("max", 0.4),)
     ),
     "figure_15": _chain(
         "initialisation", "mnist", "dropnet_a", (20, 20), "Fig 15", metrics=("min",), alike=("min", "randominit", 0.3)
@@ -275,9 +275,9 @@ class Study:
         for first, second in itertools.pairwise(shown.order):
             if {first, second} <= there:
                 found[f"{_plain(first)}_over_{_plain(second)}"] = curves.lead(rounds, first, second, y)
-        if shown.poor and {"random", shown.poor[0]} <= there:
-            name, fraction = shown.poor
-            found[f"random_over_{name}_when_poor"] = curves.lead(rounds, "random", name, y, high=fraction)
+        for name, fraction in shown.poor:
+            if {"random", name} <= there:
+                found[f"random_over_{name}_when_poor"] = curves.lead(rounds, "random", name, y, high=fraction)
         if shown.alike and {*shown.alike[:2]} <= there:
             first, second, fraction = shown.alike
             found[f"{_plain(first)}_beside_{_plain(second)}"] = curves.lead(rounds, first, second, y, low=fraction)
