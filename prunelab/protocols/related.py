@@ -20,7 +20,8 @@ UNITS = {
     "L2 units": "magnitude:granularity=unit,norm=2",
     "Taylor units": "taylor:granularity=unit",
     "DropNet": "dropnet",
-    "APoZ": "apoz",
+    "DropNet, by layer": "dropnet:scope=layer",
+    "APoZ, by layer": "apoz:scope=layer",
     "Pruning at a Glance": "glance",
     "zero-keep, by layer": "zero_keep:scope=layer",
 }
@@ -30,6 +31,7 @@ EXPECTED = {
     "magnitude_over_magnitude_by_layer": ("magnitude", "magnitude, by layer"),
     "l1_over_random": ("L1 units", "random units"),
     "dropnet_over_random": ("DropNet", "random units"),
+    "dropnet_by_layer_over_random": ("DropNet, by layer", "random units"),
     "taylor_over_random": ("Taylor units", "random units"),
 }
 SCHEDULES = ("one_shot", "iterative", "agp", "linear", "cosine", "one_cycle")
