@@ -194,17 +194,16 @@ def literature(data: str, model: str = "") -> pd.DataFrame:
         model: beginning of its name there, as ``ResNet-``; empty: all.
 
     Returns:
-        paper, data, model, method, accuracy, dense_accuracy, compression_ratio, speedup, source.
+        paper, data, model, method, accuracy, dense_accuracy, compression_ratio, theoretical_speedup, source.
     """
     import pandas as pd
 
     table = pd.read_csv(paths.PACKAGE / "reported" / "literature.csv").rename(
-        columns={"compression": "compression_ratio"}
+        columns={"compression": "compression_ratio", "speedup": "theoretical_speedup"}
     )
     if data not in set(table["data"]):
         raise PrunelabError(f"no results in the literature on {data!r}: {nearest(data, sorted(set(table['data'])))}")
-    own = table[(table["data"] == data) & table["model"].str.startswith(model)].reset_index(drop=True)
-    return own.assign(paper=own["paper"] + ", " + own["model"])
+    return table[(table["data"] == data) & table["model"].str.startswith(model)].reset_index(drop=True)
 
 
 def more_compression(rounds: pd.DataFrame, first: str, second: str) -> Interval:

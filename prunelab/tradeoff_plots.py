@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import FuncFormatter
+import matplotlib as mpl
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from prunelab import marks
 from prunelab.pictures import Picture, Shown, canvas
@@ -14,6 +15,7 @@ from prunelab.quantities import need, quantity, short
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from typing_extensions import Unpack
 
 _ROW, _LEGEND = 3.5, 0.19  # inches: height of a panel, and of each line of the legend below it
@@ -25,7 +27,7 @@ def tradeoffs(
     literature: pd.DataFrame | None = None,
     **shown: Unpack[Shown],
 ) -> Picture:
-    """Panels of ``y`` against costs; means with 95 % t intervals both ways, and results of other papers as rings.
+    """Panels of ``y`` against costs; means with 95 % t intervals both ways, and results of other papers as grey rings.
 
     Args:
         panels: title -> (rows, column of the horizontal axis). Rows have strategy, round, ``y`` and that column; of a
@@ -38,6 +40,8 @@ def tradeoffs(
     Raises:
         PrunelabError: a column that is missing, or a panel without a row.
     """
+    import pandas as pd
+
     up = quantity(y)
     columns = 2 if len(panels) > 1 else 1
     lines = math.ceil(len(panels) / columns)
@@ -60,12 +64,17 @@ def tradeoffs(
                 own = own.sort_values("round")
                 look = {**marks.series(names[name]), **({} if len(own) > 1 else {"linestyle": ""})}
                 marks.bars(ax, own, x, y, spread=True, label=str(name), **look)
-            if literature is not None and x in literature:
-                _rings(ax, literature.dropna(subset=[x]), x, up.scale)
+            levels = rows[y].dropna()
+            if literature is not None and len(known := literature.dropna(subset=[x]) if x in literature else ()):
+                papers = known["paper"].nunique()
+                grey = {"color": mpl.rcParams["xtick.color"], "markerfacecolor": "none", "linestyle": "", "marker": "o"}
+                label = f"literature: {len(known)} results of {papers} papers"
+                ax.plot(known[x], known["accuracy"] * up.scale, label=label, **grey)
+                levels = pd.concat([levels, known["accuracy"]])
             marks.scale(ax, "x", x, rows[x].dropna())
             if across.log and ax.get_xscale() == "linear" and rows[x].max() >= 1000:
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-            marks.bound(ax, "y", y, rows[y].dropna())
+            marks.bound(ax, "y", y, levels)
             ax.set_title(f"{title}: {up.axis}", fontsize=10)
             ax.set_xlabel(across.axis)
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "fontsize": 8}
@@ -75,17 +84,6 @@ def tradeoffs(
                          f" ({best['strategy']}, {across.text(best[x])}).")  # fmt: skip
         picture.alt = f"{up.label.capitalize()} against cost. " + " ".join(words)
     return picture
-
-
-def _rings(ax: object, rows: pd.DataFrame, x: str, scale: float) -> None:
-    """Points of other papers, open and grey, named by paper."""
-    import matplotlib as mpl
-
-    grey = mpl.rcParams["xtick.color"]
-    for position, (paper, own) in enumerate(rows.groupby("paper", sort=False)):
-        marker = marks.MARKERS[position % len(marks.MARKERS)]
-        look = {"linestyle": "", "marker": marker, "markerfacecolor": "none", "color": grey, "markersize": 7}
-        ax.plot(own[x], own["accuracy"] * scale, label=f"{paper} (literature)", **look)  # type: ignore[attr-defined]
 
 
 COSTS = {"parameters": "parameters", "macs": "multiply-accumulates", "latency": "seconds of a batch", "bytes": "bytes"}
@@ -119,6 +117,7 @@ def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
                     look = {**marks.series(names.index(point.form)), "linestyle": ""}
                     ax.errorbar(getattr(point, column), level, reach, label=point.form, elinewidth=1, **look)
                 marks.counts(ax, "x")
+                _few_ticks(ax)
                 ax.set_xlabel(label)
             line[0].set_title(f"{network}: test accuracy (%)")
             words.append(
@@ -128,3 +127,15 @@ def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
         picture.legend(handles, labels, loc="outside upper right", ncols=4)
         picture.alt = "Accuracy against cost for each form of each network. " + "; ".join(words) + "."
     return picture
+
+
+def _few_ticks(ax: Axes) -> None:
+    """At most four round numbers on a log axis that spans less than two decades, where they would overlap."""
+    low, high = ax.get_xlim()
+    if high / low >= 100:
+        return
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    round_numbers = [m * 10.0**k for k in powers for m in (1, 1.5, 2, 3, 5, 7) if low <= m * 10.0**k <= high]
+    every = max(1, math.ceil(len(round_numbers) / 4))
+    ax.xaxis.set_major_locator(FixedLocator(round_numbers[::every]))
+    ax.xaxis.set_minor_locator(NullLocator())

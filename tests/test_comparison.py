@@ -221,7 +221,7 @@ def test_whole_trainings_cost_what_their_rounds_cost(tmp_path):
 def test_the_literature_has_a_source_and_a_cost():
     rows = literature("CIFAR-10", "ResNet-")
     assert (rows["source"] == "literature").all()
-    assert rows[["compression_ratio", "speedup"]].notna().any(axis=1).all()
+    assert rows[["compression_ratio", "theoretical_speedup"]].notna().any(axis=1).all()
     assert rows["accuracy"].between(0.5, 1).all()
     with pytest.raises(PrunelabError, match="no results in the literature on 'CIFAR'"):
         literature("CIFAR")
@@ -232,6 +232,15 @@ def test_the_sheet_of_trade_offs_says_what_it_shows():
     frame = frame.assign(strategy=frame["strategy"].astype(str))
     picture = tradeoffs({"weights": (frame, "compression_ratio"), "operations": (frame, "effective_macs")})
     assert "weights: 3 methods, the best mean 90.00 %" in picture.alt
+
+
+def test_results_of_the_literature_are_rings_where_they_have_that_cost():
+    frame = rows(models=("a",))
+    others = literature("CIFAR-10", "ResNet-")
+    picture = tradeoffs({"weights": (frame, "compression_ratio"), "seconds": (frame, "epoch")}, literature=others)
+    labels = [ax.get_legend_handles_labels()[1] for ax in picture.axes]
+    assert any("literature: " in label and "papers" in label for label in labels[0])
+    assert not any("literature" in label for label in labels[1])
 
 
 def test_the_sheet_of_forms_has_a_mark_for_each():
