@@ -58,8 +58,9 @@ def accuracy_against_compression(
     """Accuracy against compression on a log axis, intervals both ways, every run as a small dot.
 
     The dense baseline is a dashed line in a band of its 95 % t interval: of the runs that were never pruned, or, where
-    there are none, of the networks before their first pruning. All rounds that are given are drawn; with a method that
-    prunes while training, those before the last are networks in the midst of it.
+    there are none, of the networks before their first pruning; where these differ between the series, each series
+    begins at its own. All rounds that are given are drawn; with a method that prunes while training, those before the
+    last are networks in the midst of it.
 
     Args:
         rounds: one row per run and round: id, round, compression_ratio, ``hue``, ``x``, ``y``.
@@ -75,6 +76,9 @@ def accuracy_against_compression(
     whole = rounds["compression_ratio"] <= 1 + 1e-9
     dense, pruned = rounds[whole], rounds[~whole].dropna(subset=[x, y])
     never = dense[~dense["id"].isin(pruned["id"])]
+    several = never.empty and "seed" in dense and bool((dense.groupby("seed")[y].nunique() > 1).any())
+    if several:  # trained in other ways, as by Adam and by SGD: each curve begins at its own dense network
+        pruned = rounds.dropna(subset=[x, y])
     if pruned.empty:
         raise PrunelabError("plots.accuracy_against_compression: every row is dense; select pruned runs as well")
     means = marks.means(pruned, by=[hue, "round"], columns=[x, y])
@@ -82,7 +86,7 @@ def accuracy_against_compression(
     words = [f"{up.label.capitalize()} against {across.label}."]
     with canvas(**{"size": (8.2, 4.8), **shown}, counted=marks.counted(means)) as (picture, axes):
         ax = axes[0, 0]
-        if not dense.empty:
+        if not dense.empty and not several:
             words.append(_baseline(ax, dense if never.empty else never, y))
         for position, (name, rows) in enumerate(marks.groups(means, hue, pruned)):
             rows = rows.sort_values(x)

@@ -142,6 +142,18 @@ def test_dense_networks_of_one_seed_count_once():
     assert line(plots.accuracy_against_compression(pd.concat([both, later])).axes[0], "dense (n = 3)")
 
 
+def test_dense_networks_that_differ_begin_the_curves_of_their_own():
+    start = rounds(strategies=("x",)).assign(strategy="adam", id=lambda rows: "adam" + rows["seed"].astype(str))
+    other = start.assign(
+        strategy="sgd", id=lambda rows: "sgd" + rows["seed"].astype(str), test_accuracy=start["test_accuracy"] - 0.2
+    )
+    both = pd.concat([start, other])
+    later = both.assign(round=1, compression_ratio=4.0)
+    ax = plots.accuracy_against_compression(pd.concat([both, later])).axes[0]
+    assert not [one for one in ax.get_lines() if str(one.get_label()).startswith("dense")]
+    assert list(line(ax, "sgd (n = 3)").get_xdata()) == [1, 4]
+
+
 def test_nothing_but_dense_rows_is_refused():
     with pytest.raises(PrunelabError, match="every row is dense"):
         plots.accuracy_against_compression(rounds(strategies=("none",)))
