@@ -139,7 +139,8 @@ def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: 
         pruner = build(prune)
         if isinstance(pruner, DuringTraining) or method == "none":
             raise PrunelabError(f"{method!r} has no rounds to compare: choose one that prunes trained networks")
-        if "allow_empty" in {field.name for field in dataclasses.fields(pruner)}:  # type: ignore[arg-type]
+        emptied = "allow_empty" in {field.name for field in dataclasses.fields(pruner)}  # type: ignore[arg-type]
+        if emptied and not getattr(pruner, "keeps_one", False):
             prune = dataclasses.replace(prune, options={"allow_empty": True, **options})
         chosen[name] = prune
     baselines: dict[str, Prune] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,6 +25,8 @@ class Glance:
     rule; the code has none). The code's percentage is one of the original units and grows by 5 points in a round; here
     the amount is a fraction of those that are left.
     """
+
+    keeps_one: ClassVar[bool] = True  # of every layer, by its own rule
 
     allow_empty: bool = False
 

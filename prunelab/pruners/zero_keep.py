@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -29,6 +29,8 @@ class ZeroKeep:
         allow_empty: whether a layer may lose all.
     """
 
+    keeps_one: ClassVar[bool] = True  # of every layer, by its own rule
+
     zeros: float = 0.5
     scope: Scope = "global"
     allow_empty: bool = False
@@ -52,6 +54,9 @@ class ZeroKeep:
         there = units_of(zeroed, names)
         share = {layer_of(n): 1 - zeroed[n].flatten(1).float().mean(1) for n in names}
         scores = {layer: value.masked_fill(~there[layer], torch.inf) for layer, value in share.items()}
+        if not self.allow_empty:
+            best = {layer: value.masked_fill(~there[layer], -torch.inf).argmax() for layer, value in share.items()}
+            scores = {layer: score.index_fill(0, best[layer], torch.inf) for layer, score in scores.items()}
         return self._without(model, scores, zeroed, amount, generator)
 
     def zeroed(self, model: nn.Module, current: Masks) -> Masks:
