@@ -19,7 +19,7 @@ from torch import nn
 
 from prunelab import models
 from prunelab.pruners.activations import evaluating
-from prunelab.pruners.nnrelief import signals
+from prunelab.pruners.signals import signals
 from prunelab.settings import Model
 
 NETWORKS = {"LeNet-5": ("lenet_5", (1, 28, 28)), "VGG-16": ("vgg16", (3, 32, 32))}

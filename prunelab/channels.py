@@ -300,12 +300,8 @@ class Survey:
         """For the channels of a value, what is said of their units."""
         return units[self.root[value.ids]]
 
-    def needed(self, fold: bool = True) -> tuple[Tensor, dict[int, str]]:
-        """Per unit (at its ``root``) whether it has to stay, bool; and for those that stay whatever is read, why.
-
-        Args:
-            fold: whether a constant that is read can be folded; False: only what gives 0, or is not read, can go.
-        """
+    def needed(self) -> tuple[Tensor, dict[int, str]]:
+        """Per unit (at its ``root``) whether it has to stay, bool; and for those that stay whatever is read, why."""
         stays, why = torch.zeros(len(self.root), dtype=torch.bool), {}
         for number, reason in self._fixed.items():
             stays[self.root[number]] = True
@@ -317,7 +313,7 @@ class Survey:
                 value = self.values[node.inputs[0]]
                 wanted = self._read[node.name][self.of(stays, self.values[node.name])].any(0)
                 varies, place = value.constant.isnan(), self.takes_constant(node) is not None
-                folds = (value.constant == 0) | (fold and place and not padded(node.module))
+                folds = (value.constant == 0) | (place and not padded(node.module))
                 stays[self.root[value.ids[wanted & varies]]] = True
                 stuck = (
                     "pads its input with zeros" if place else "has no bias, nor BatchNorm behind it, to fold it into"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from prunelab import marks
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, short
-from prunelab.schedules import Ramp
+from prunelab.schedules import Kind, Ramp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ def schedule_curves(ramps: Mapping[str, Ramp], epochs: int = 1, **shown: Unpack[
     with canvas(**{"size": (7.2, 3.8), **shown}) as (picture, axes):
         ax = axes[0, 0]
         grey = mpl.rcParams["xtick.color"]
-        for kind in ("one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"):
+        for kind in get_args(Kind):
             points = np.array(Ramp(kind, first.final).curve(201))
             ax.plot(points[:, 0] * epochs, 100 * points[:, 1], color=grey, alpha=0.35, linewidth=1, zorder=1)
         for position, (name, ramp) in enumerate(ramps.items()):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from prunelab.errors import PrunelabError, nearest
+
+Kind = Literal["one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"]  # of schedules over a training
 
 DYPRUNE_LARGEST_RATE = 0.9
 
@@ -121,7 +123,7 @@ class Ramp:
         others for the same budget); Zhu and Gupta, 2017, section 3 (agp).
     """
 
-    kind: Literal["one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"] = "one_cycle"
+    kind: Kind = "one_cycle"
     final: float = 0.9
     start: float | None = None
     alpha: float = 14.0
@@ -130,7 +132,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         """Refuse what is no schedule."""
-        kinds = ("one_cycle", "agp", "iterative", "one_shot", "linear", "cosine")
+        kinds = get_args(Kind)
         if self.kind not in kinds:
             raise PrunelabError(f"schedule {self.kind!r}: {nearest(self.kind, kinds)}")
         if not 0 <= self.final < 1:

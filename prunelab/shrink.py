@@ -167,33 +167,6 @@ def dead_units(model: nn.Module, example: Tensor) -> dict[str, str]:
     return _reasons(survey, _layers(graph, survey), live, torch.ones_like(live), why)
 
 
-@torch.no_grad()
-def unread_units(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> Masks:
-    """Masks without the units that nothing on the way to the output reads, or that always give 0.
-
-    Args:
-        model: any module that can be traced.
-        masks: what is pruned so far.
-        example: a batch of inputs.
-
-    Returns:
-        Masks of weight and bias of every weighted layer with such units, of a BatchNorm behind it too.
-    """
-    graph = trace(model, example)
-    survey = Survey(model, masks, graph)
-    stays, _ = survey.needed(fold=False)
-    found = {}
-    for node in graph:
-        if node.kind not in ("linear", "conv", "batchnorm") or node.name not in survey.values:
-            continue
-        keep = survey.of(stays, survey.values[node.name])
-        if not bool(keep.all()):
-            for name, parameter in node.module.named_parameters(recurse=False):
-                rows = keep.to(parameter.device).view(-1, *[1] * (parameter.dim() - 1)).expand(parameter.shape)
-                found[f"{node.module_name}.{name}"] = rows
-    return Masks(found)
-
-
 def joined_layers(model: nn.Module, example: Tensor) -> list[list[str]]:
     """Layers whose channels an addition (or a gate) makes one, in forward order: groups of two and more."""
     survey = Survey(model, {}, trace(model, example))

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,16 +101,21 @@ def family(pid: int) -> list:
     return [parent, *parent.children(recursive=True)]
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A folder with start_here.ipynb in it: JupyterLab saves what it opens, so it gets a copy."""
+def copied(names: Iterable[str], folder: Path) -> Path:
+    """The folder with copies of notebooks, since JupyterLab saves what it opens; skips where there is no browser."""
     if BROWSER is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'prunelab[test]'")
     pytest.importorskip("jupyterlab", reason="jupyterlab is not installed: pip install 'prunelab[lab]'")
-    for name in ("start_here", "explore/pruning_rate", "explore/compare_methods"):
-        shutil.copy(paths.notebooks() / f"{name}.ipynb", tmp_path)
-    return tmp_path
+    for name in names:
+        shutil.copy(paths.notebooks() / f"{name}.ipynb", folder)
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with the notebooks that are opened here."""
+    return copied(("start_here", "explore/pruning_rate", "explore/compare_methods"), tmp_path)
 
 
 def press(lab, name: str) -> None:

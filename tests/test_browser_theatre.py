@@ -1,14 +1,12 @@
 """The theatre as a person meets it: buttons pressed in a real JupyterLab, a kernel interrupted and restarted."""
 
 import re
-import shutil
 import time
 from pathlib import Path
 
 import pytest
-from test_browser import BROWSER, ERRORS, SETTINGS, family, jupyterlab, page, run_all_cells
+from test_browser import ERRORS, SETTINGS, copied, family, jupyterlab, page, run_all_cells
 
-from prunelab import paths
 from prunelab.results import Store
 from prunelab.theatre_stage import GRACE
 
@@ -18,12 +16,7 @@ NOTEBOOK = "watch_dyprune.ipynb"
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
     """A folder with a copy of the notebook in it."""
-    if BROWSER is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'prunelab[test]'")
-    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed: pip install 'prunelab[lab]'")
-    shutil.copy(paths.notebooks() / "explore" / NOTEBOOK, tmp_path)
-    return tmp_path
+    return copied(["explore/watch_dyprune"], tmp_path)
 
 
 def press(lab, name):

@@ -12,7 +12,8 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
 from prunelab.pruners import prune
-from prunelab.pruners.nnrelief import NNrelief, carries, pruning_set, signals
+from prunelab.pruners.nnrelief import NNrelief
+from prunelab.pruners.signals import carries, pruning_set, signals
 from prunelab.settings import Model
 
 SEEDS = range(50)

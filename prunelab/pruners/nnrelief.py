@@ -21,8 +21,6 @@ from prunelab.pruners.liveness import mean_sizes, silent_units, unit_rows, unrea
 from prunelab.pruners.signals import Reduce, carries, inputs, pruning_set, signals
 from prunelab.settings import settings
 
-__all__ = ["NNrelief", "carries", "pruning_set", "signals"]
-
 
 @settings
 class NNrelief:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
 from prunelab.chains import whole_index
@@ -12,7 +10,7 @@ from prunelab.masks import prunable
 from prunelab.pruners.during import Change, Moment, Progress
 from prunelab.pruners.scores import magnitude
 from prunelab.pruners.select import Scope, keep_highest
-from prunelab.schedules import Ramp
+from prunelab.schedules import Kind, Ramp
 from prunelab.settings import settings
 
 
@@ -35,7 +33,7 @@ class Scheduled:
         scope: ``layer``, as published: every layer reaches the sparsity; ``global``: all weights compete.
     """
 
-    schedule: Literal["one_cycle", "agp", "iterative", "one_shot", "linear", "cosine"] = "one_cycle"
+    schedule: Kind = "one_cycle"
     sparsity: float = 0.9
     start: float | None = None
     alpha: float = 14.0
