@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +24,18 @@ from torch import nn
 from prunelab import models, pruners
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
+from prunelab.memory import keep_freed_memory
 from prunelab.progress import shown, tick
 from prunelab.pruners.during import DuringTraining
 from prunelab.results import Store
 from prunelab.running import Running, Watch, most_epochs
 from prunelab.settings import Run
-from prunelab.train import Population, device
+from prunelab.stack import stackable
+from prunelab.train import ALONE, Population, device
 
 log = logging.getLogger(__name__)
+
+MOST_ALONE = 8  # runs that share no stack but a beginning, in one process: their weights are in memory side by side
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.data, run.model), []).append(run)
-    parts = [part for group in groups.values() for part in _deal(group, jobs, len(groups))]
+    parts = [part for group in groups.values() for part in _deal(group, jobs)]
     with shown(sum(map(most_epochs, runs)), progress) as ticks:
         if jobs == 1:
             for part in parts:
@@ -211,22 +216,27 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
         )
 
 
-def _deal(runs: Sequence[Run], jobs: int, groups: int) -> list[list[Run]]:
-    """Runs in as many hands as keep all processes busy; models too large to gain from a stack are dealt one by one."""
+def _deal(runs: Sequence[Run], jobs: int) -> list[list[Run]]:
+    """Runs in as many hands as keep all processes busy, those that begin alike in one as far as that goes.
+
+    Models that share no stack are dealt in smaller lots of one beginning: whoever is done early takes another.
+    """
     first = load(runs[0].data)
-    model = models.build(runs[0].model, first.shape, len(first.classes), 0)
-    if len(_stack_mates(model, runs)) == 1:
-        return [[run] for run in runs]
-    hands = max(1, min(jobs, len(runs)))
-    return [list(runs[i::hands]) for i in range(hands)]
+    beginnings: dict[Any, list[Run]] = {}
+    for run in runs:
+        beginnings.setdefault((run.train, run.seed), []).append(run)
+    if not _shares_stack(models.build(runs[0].model, first.shape, len(first.classes), 0)):
+        size = min(MOST_ALONE, math.ceil(len(runs) / (2 * jobs)))
+        return [own[i : i + size] for own in beginnings.values() for i in range(0, len(own), size)]
+    if len(beginnings) == len(runs):
+        return [list(runs[i::jobs]) for i in range(min(jobs, len(runs)))]
+    ordered = list(itertools.chain(*beginnings.values()))
+    cuts = [round(i * len(runs) / jobs) for i in range(jobs + 1)]
+    return [ordered[i:j] for i, j in itertools.pairwise(cuts) if i < j]
 
 
-def _stack_mates(model: nn.Module, runs: Sequence[Run]) -> Sequence[Run]:
-    from prunelab.stack import stackable
-    from prunelab.train import ALONE
-
-    small = stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
-    return runs if small else runs[:1]
+def _shares_stack(model: nn.Module) -> bool:
+    return stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
 
 
 def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path) -> None:
@@ -253,6 +263,7 @@ def train_population(
     """
     if not runs:
         return
+    keep_freed_memory()
     data = load(runs[0].data, device=where)
     population = Population(data)
     with contextlib.ExitStack() as claims:

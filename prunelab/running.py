@@ -122,6 +122,8 @@ class Running:
         frozen = () if writer.checkpoint is None else tuple(writer.checkpoint.state.get("frozen", ()))
         if writer.checkpoint is not None:
             self._resume(writer.checkpoint)
+        if not self.round and not isinstance(self.pruner, Penalising):
+            self.member.beginning = run.model, run.train, run.seed  # whatever prunes it later
         self.member.model.to(where)
         self.member.masks = self.member.masks.to(where)
         self.member.moments = {k: {n: t.to(where) for n, t in own.items()} for k, own in self.member.moments.items()}

@@ -10,10 +10,11 @@ optimiser state pruned.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,8 @@ class Member:
             loss in every step; None: no penalty. Set it together with a change of the model or the masks.
         frozen: how many leading modules learn no more, each time that some were frozen; see ``freeze``.
         features: what those modules give for every training sample; None: all learns, on the data.
+        beginning: what its weights and their training follow from. Members of one beginning, with as many epochs and
+            nothing changed since, are trained once for all of them; None: nobody begins like this one.
     """
 
     model: nn.Module
@@ -98,6 +101,7 @@ class Member:
     penalty: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
     frozen: tuple[int, ...] = ()
     features: Tensor | None = None
+    beginning: Hashable = None
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +121,20 @@ class Member:
         """Whether this training has ended: budget spent, patience lost, or failed."""
         stopped = self.train.patience is not None and self.stale >= self.train.patience
         return self.failure is not None or stopped or self.epoch >= self.train.epochs
+
+    @property
+    def state(self) -> Hashable:
+        """Equal for members whose weights, moments and batch order are equal."""
+        return id(self) if self.beginning is None or self.version else (self.beginning, self.epoch)
+
+    @torch.no_grad()
+    def follow(self, other: Member) -> None:
+        """Take over what an epoch made of a member that was in the same state."""
+        for mine, its in zip(self.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+            mine.copy_(its)
+        self.moments = {kind: release(tensors) for kind, tensors in other.moments.items()}
+        self.order.set_state(other.order.get_state())
+        self.epoch, self.steps, self.failure = other.epoch, other.steps, other.failure
 
     def observe(self, validation_loss: float) -> None:
         """Take the validation loss of the epoch just done into account for early stopping."""
@@ -204,13 +222,17 @@ class Epoch:
         loss: mean cross entropy over the samples, while the weights were changing; mean squared error of numbers.
         accuracy: running accuracy, likewise; NaN of numbers.
         seconds: wall time of the stack's epoch divided by the members that shared it.
-        lockstep: how many shared it.
+        lockstep: how many shared it, those for whom a member of the same state was trained among them.
     """
 
     loss: float
     accuracy: float
     seconds: float
     lockstep: int
+
+    def shared(self, among: int) -> Epoch:
+        """The part of one of so many members in the same state."""
+        return dataclasses.replace(self, seconds=self.seconds / among, lockstep=self.lockstep + among - 1)
 
 
 @dataclass(frozen=True)
@@ -247,19 +269,30 @@ class Population:
     def epoch(self, members: Sequence[Member]) -> list[Epoch]:
         """Train every member for one epoch, those that fit together in lockstep.
 
-        A member whose loss stops being finite gets ``failure`` set, with the batch where it happened; the others are
-        not touched by it.
+        Of those in the same state one is trained and the others follow. A member whose loss stops being finite gets
+        ``failure`` set, with the batch where it happened; the others are not touched by it.
         """
+        alike = _alike(members)
         done: dict[int, Epoch] = {}
-        for stack in self._plan(members):
+        for stack in self._plan([first for first, *_ in alike]):
             done.update(stack.epoch(self.data))
+        for first, *rest in alike:
+            done[id(first)] = done[id(first)].shared(1 + len(rest))
+            for member in rest:
+                member.follow(first)
+                done[id(member)] = done[id(first)]
         return [done[id(member)] for member in members]
 
     def evaluate(self, members: Sequence[Member], split: Split) -> list[Evaluation]:
         """Measure every member on a part of the data, in evaluation mode."""
+        alike = _alike(members)
         done: dict[int, Evaluation] = {}
-        for stack in self._plan(members):
+        for stack in self._plan([first for first, *_ in alike]):
             done.update(stack.evaluate(self.data, split))
+        for first, *rest in alike:
+            for member in rest:
+                member.model.eval()  # as whoever was measured
+                done[id(member)] = done[id(first)]
         return [done[id(member)] for member in members]
 
     def _plan(self, members: Sequence[Member]) -> list[_Lockstep]:
@@ -274,6 +307,14 @@ class Population:
             self._stacks = [_Lockstep(group, [parts[id(member)] for member in group]) for group in groups]
             self._seen = seen
         return self._stacks
+
+
+def _alike(members: Sequence[Member]) -> list[list[Member]]:
+    """The members of each state, in the order in which they come."""
+    found: dict[Hashable, list[Member]] = {}
+    for member in members:
+        found.setdefault(member.state, []).append(member)
+    return list(found.values())
 
 
 def _groups(members: Sequence[Member], parts: Mapping[int, Narrow]) -> list[list[Member]]:

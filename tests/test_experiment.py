@@ -1,5 +1,6 @@
 """From settings to stored rows: rounds, recovery, failure, resume after a kill, and two processes at one run."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from prunelab import experiment, train
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
 from prunelab.results import Store
@@ -135,6 +137,64 @@ def test_processes_share_the_work(tmp_path):
     result = run_all([run(seed=s) for s in range(3)], store=Store(tmp_path), jobs=2, progress=False)
     alone = run_all([run(seed=s) for s in range(3)], store=Store(tmp_path / "alone"), jobs=1, progress=False)
     np.testing.assert_allclose(result.last["test_loss"], alone.last["test_loss"], rtol=1e-3)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """How many members each epoch of each stack had."""
+    seen, epoch = [], train._Lockstep.epoch
+
+    def counted(stack, data):
+        seen.append(len(stack.members))
+        return epoch(stack, data)
+
+    monkeypatch.setattr(train._Lockstep, "epoch", counted)
+    return seen
+
+
+ADAM = Train(epochs=6, batch_size=32, lr=3e-3, optimiser="adam", augment="none", patience=4, restore_best=True)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        [{"method": "magnitude", "amount": a, "rounds": 1} for a in (0.5, 0.8)],
+        [{"method": "dyprune", "options": {"trigger": "static", "every": k}} for k in (2, 3)],
+        [{"method": "none"}, {"method": "magnitude", "amount": 0.5, "rounds": 1}],
+    ],
+)
+def test_runs_that_begin_alike_are_trained_once_until_they_part(tmp_path, trained, one_thread, methods):
+    runs = [run(train=ADAM, **method) for method in methods]
+    together = run_all(runs, store=Store(tmp_path / "together"), jobs=1, progress=False)
+    shared = sum(trained)
+    trained.clear()
+    for one in runs:
+        run_all([one], store=Store(tmp_path / "alone"), jobs=1, progress=False)
+    alone = Store(tmp_path / "alone").epochs([one.id for one in runs])
+    common = together.epochs[together.epochs["round"] == 0].groupby("id").size().min()
+    assert shared == sum(trained) - common
+    timing = ["seconds", "lockstep"]
+    first = [frame[frame["epoch"] <= common].drop(columns=timing) for frame in (together.epochs, alone)]
+    pd.testing.assert_frame_equal(*first, check_exact=True)
+    later = [frame.drop(columns=timing).reset_index(drop=True) for frame in (together.epochs, alone)]
+    pd.testing.assert_frame_equal(*later, rtol=2e-2)
+    assert (together.epochs["lockstep"] == 2).sum() >= 2 * common
+
+
+def test_a_penalty_makes_another_beginning(tmp_path, trained):
+    run_all([run(), run("dropneuron")], store=Store(tmp_path), jobs=1, progress=False)
+    assert sum(trained) == 2 * 6
+
+
+def test_runs_are_dealt_so_that_those_that_begin_alike_stay_together():
+    runs = [run("magnitude", seed=seed, amount=a, rounds=1) for a in (0.2, 0.4, 0.6, 0.8) for seed in range(3)]
+    hands = experiment._deal(runs, 3)
+    assert [{one.seed for one in hand} for hand in hands] == [{0}, {1}, {2}]
+    assert [len(hand) for hand in experiment._deal(runs, 4)] == [3, 3, 3, 3]
+    alone = [dataclasses.replace(one, model=Model("resnet20"), data=Data("digits", train_size=200)) for one in runs]
+    lots = experiment._deal(alone, 2)
+    assert {len({one.seed for one in lot}) for lot in lots} == {1}
+    assert sorted(one.id for lot in lots for one in lot) == sorted(one.id for one in alone)
 
 
 def test_strategies_by_name_become_a_column(tmp_path):

@@ -1,6 +1,9 @@
 """One loop for one run and many: equal to torch's own optimisers, equal in company, deterministic, masked for good."""
 
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -360,3 +363,20 @@ def test_a_step_of_a_network_that_is_no_chain_is_torch_s(digits, model, hidden, 
         step = parameter.detach() - before[name]
         off = (weights(ours)[name] - parameter).abs().max()
         assert off <= 0.05 * step.abs().max() + 1e-7, name
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_stays_with_the_process():
+    """Pages of a block that was used before are there already: the second round of blocks causes few page faults."""
+    code = """
+import resource, torch
+from prunelab.memory import keep_freed_memory
+assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16, 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+assert first > 1000 and faults() < first / 10
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
