@@ -1,8 +1,9 @@
-"""Fifteen seeds of DropNet's Models A, B and C (batch 32, SGD), some steps each, one after the other and in lockstep.
+"""Some seeds of DropNet's Models A, B and C (batch 32, SGD), some steps each, one after the other and in lockstep.
 
 usage: PRUNELAB_DATA=... python benchmarks/population.py [--seeds 15] [--repeats 5] [--threads 2]
 
-One after the other as a plain loop over tensors in memory, one after the other in prunelab, and all in lockstep.
+One after the other as a plain loop over tensors in memory, one after the other in prunelab, and all in lockstep. The
+first round of a figure is that of six metrics which prune later, and so begin alike: prunelab trains each seed once.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from prunelab.settings import Data, Model, Train
 from prunelab.train import Member, Population, generator
 
 BATCH, LR = 32, 0.1
-# name -> data, model, hidden, steps, seeds (None: as many as asked for), batches in the data's order as in DropNet
+# name -> data, model, hidden, steps, seeds (None: as many as asked for), batches in the data's order as in DropNet, and
+# how many curves begin with each seed
 CASES = {
-    "A, own batches": ("mnist", "dropnet_a", (40, 40), 400, None, False),
-    "A, the data's order": ("mnist", "dropnet_a", (40, 40), 400, None, True),
-    "B": ("mnist", "dropnet_b", (64, 64), 12, 5, True),
-    "B, a tenth of the filters": ("mnist", "dropnet_b", (6, 6), 100, 5, True),
-    "C": ("cifar10", "dropnet_c", (64, 64, 128, 128), 6, 5, True),
+    "A, own batches": ("mnist", "dropnet_a", (40, 40), 400, None, False, 1),
+    "A, the data's order": ("mnist", "dropnet_a", (40, 40), 400, None, True, 1),
+    "A, the first round of a figure": ("mnist", "dropnet_a", (40, 40), 400, 3, True, 6),
+    "B": ("mnist", "dropnet_b", (64, 64), 12, 5, True, 1),
+    "B, a tenth of the filters": ("mnist", "dropnet_b", (6, 6), 100, 5, True, 1),
+    "B, the first round of a figure": ("mnist", "dropnet_b", (64, 64), 12, 2, True, 6),
+    "C": ("cifar10", "dropnet_c", (64, 64, 128, 128), 6, 5, True, 1),
 }
 
 
 def case(name: str, seeds: int, repeats: int) -> dict[str, object]:
-    dataset, model, hidden, steps, own, fixed = CASES[name]
+    dataset, model, hidden, steps, own, fixed, curves = CASES[name]
     seeds = own or seeds
     images = data.load(Data(dataset, validation=0, train_size=steps * BATCH))
     train = Train(epochs=10**6, batch_size=BATCH, optimiser="sgd", lr=LR, shuffle=not fixed)
@@ -39,11 +43,11 @@ def case(name: str, seeds: int, repeats: int) -> dict[str, object]:
         return models.build(Model(model, hidden), images.shape, len(images.classes), seed)
 
     def members() -> list[Member]:
-        nets = [fresh(seed) for seed in range(seeds)]
-        return [Member(net, train, Masks.ones(net), generator(seed, "order")) for seed, net in enumerate(nets)]
+        nets = [(seed, fresh(seed)) for seed in range(seeds) for _ in range(curves)]
+        return [Member(net, train, Masks.ones(net), generator(seed, "order"), beginning=seed) for seed, net in nets]
 
     def plain() -> None:
-        for seed in range(seeds):
+        for seed in sorted([*range(seeds)] * curves):
             net, draw = fresh(seed), None if fixed else generator(seed, "order")
             step = torch.optim.SGD(net.parameters(), lr=LR)
             losses, right = [], 0
@@ -64,12 +68,13 @@ def case(name: str, seeds: int, repeats: int) -> dict[str, object]:
         "prunelab, in lockstep": lambda: Population(images).epoch(members()),
     }
     results = timing.compare(rivals, repeats)
-    print(f"\n{name}: {seeds} seeds, {steps} steps\n{timing.table(results)}")
+    print(f"\n{name}: {curves} x {seeds} runs, {steps} steps\n{timing.table(results)}")
     shares = timing.shares(rivals["prunelab, in lockstep"])
     return {
         "data": images.source,
         "hidden": hidden,
         "seeds": seeds,
+        "curves": curves,
         "steps": steps,
         "results": results,
         "shares": shares,
