@@ -283,10 +283,12 @@ def data_list() -> int:
     """Known data sets, and where each would come from."""
     from prunelab import data
 
-    for row in data.available():
+    rows = data.available()
+    wide = max(len(row["name"]) for row in rows)
+    for row in rows:
         images = "" if row["images"] is None else f"{row['images']:>9,} samples"
         state = f"ready, {row['bytes'] / 1e6:,.0f} MB" if row["prepared"] else f"from {row['origin']}"
-        print(f"{row['name']:15s} {row['source']:28s} {images:18s} {state}")
+        print(f"{row['name']:{wide}s} {row['source']:30s} {images:18s} {state}")
     return 0
 
 
@@ -315,8 +317,9 @@ def data_verify(name: tyro.conf.Positional[str] | None = None, /) -> int:
     from prunelab import data
 
     rows = data.verify(name)
+    wide = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        print(f"{row['name']:15s} {'sound' if row['ok'] else row['problem']}")
+        print(f"{row['name']:{wide}s} {'sound' if row['ok'] else row['problem']}")
     if not rows:
         print("no data set is prepared yet")
     return 0 if all(row["ok"] for row in rows) else FAILED

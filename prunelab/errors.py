@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -21,5 +22,11 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
         ``"did you mean 'mnist'?"`` or ``"known: a, b, c"``.
     """
     names = sorted(known)
-    matches = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
+    same = [name for name in names if _unpadded(name) == _unpadded(str(wrong))]
+    matches = same or difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
     return f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(names) or 'none'}"
+
+
+def _unpadded(name: str) -> str:
+    """Without the zeros in front of numbers: figure_3 is figure_03."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", name)

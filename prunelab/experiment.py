@@ -279,14 +279,15 @@ def train_population(
                 tick(ticks, most_epochs(run))
             else:
                 one = Running(run, writer, data, where, claim, store)
-                tick(ticks, most_epochs(run) if one.over else len(one.epochs))
+                tick(ticks, one.reached)
                 if watch is not None:
                     watch(one.seen())
                 if not one.over:
                     active.append(one)
         while active:
+            before = sum(one.reached for one in active)
             left = _one_epoch(active, population, watch)
-            tick(ticks, len(active) + sum(most_epochs(one.run) - len(one.epochs) for one in active if one.over))
+            tick(ticks, sum(one.reached for one in active) - before)
             active = left
 
 

@@ -186,6 +186,16 @@ class Running:
         else:
             self._rounds(population)
 
+    @property
+    def reached(self) -> int:
+        """Epochs of ``most_epochs`` that are behind it; a round that ended early counts whole."""
+        if self.over:
+            return most_epochs(self.run)
+        if self.during or not self.round:
+            return len(self.epochs)
+        later = (self.run.retrain or self.run.train).epochs
+        return self.run.train.epochs + (self.round - 1) * later + self.member.epoch
+
     # -- somebody watches ---------------------------------------------------------------------------------------------
 
     def seen(self) -> Seen:

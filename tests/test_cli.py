@@ -261,7 +261,7 @@ def test_a_data_set_is_prepared_listed_and_verified(call, monkeypatch, tmp_path)
     row = next(line for line in call("data", "list")[1] if line.startswith("iris"))
     assert "150 samples" in row
     assert "ready" in row
-    assert call("data", "verify") == (0, [f"{'iris':15s} sound"], [])
+    assert call("data", "verify") == (0, ["iris sound"], [])
 
     file = tmp_path / "data" / "iris.safetensors"
     content = bytearray(file.read_bytes())

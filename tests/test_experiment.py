@@ -15,7 +15,7 @@ import torch
 
 from prunelab import experiment, train
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
+from prunelab.experiment import run_all, train_population
 from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 
@@ -108,6 +108,22 @@ def test_early_stopping_ends_a_round(tmp_path):
     assert 3 <= len(epochs) < 60
     best = epochs["validation_loss"].idxmin()
     assert len(epochs) - 1 - best == 2
+
+
+def test_progress_counts_a_round_that_ends_early_as_whole(tmp_path):
+    """So that the estimate of what is left does not count on epochs that will never be."""
+    early = Train(epochs=30, batch_size=32, lr=0.5, patience=1)
+    one, seen = run("magnitude", train=early, amount=0.5, rounds=2), []
+    ticks = tmp_path / "ticks"
+
+    def look(state):
+        seen.append((len(state.rounds), ticks.stat().st_size if ticks.exists() else 0))
+        return "go on"
+
+    train_population([one], Store(tmp_path / "runs"), ticks=ticks, watch=look)
+    assert ticks.stat().st_size == 90
+    in_last_round = [done for rounds, done in seen if rounds == 2]
+    assert min(in_last_round[1:]) >= 60 > len(Store(tmp_path / "runs").epochs([one.id]))
 
 
 def test_a_diverging_run_is_marked_failed_and_the_others_go_on(tmp_path):
@@ -209,7 +225,7 @@ def test_strategies_by_name_become_a_column(tmp_path):
 
 KILLED = """
 import sys
-from prunelab.experiment import run_all
+from prunelab.experiment import run_all, train_population
 from prunelab.results import Store
 from prunelab.settings import Run
 import json

@@ -88,6 +88,8 @@ def test_a_wrong_artefact_or_paper_gets_the_nearest():
         papers.artefact("dyprune/trainig")
     with pytest.raises(PapersError, match="did you mean 'dyprune'"):
         papers.artefacts("dyprun")
+    with pytest.raises(PapersError, match="did you mean 'dropnet/figure_03'"):
+        papers.artefact("dropnet/figure_3")
     with pytest.raises(PapersError, match="did you mean 'smoke'"):
         papers.artefact("dyprune/rate").parameters("smok")
 
