@@ -1,4 +1,4 @@
-"""What README and the index notebook list: computed from the artefacts and the committed figures, never typed."""
+"""What README and the index notebook list: computed from artefacts, committed figures and benchmarks, never typed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,40 @@ from prunelab import gallery, papers, paths, tables
 from prunelab.errors import PrunelabError
 
 BEGIN, END = "<!-- artefacts: written by `prunelab readme` -->", "<!-- end of artefacts -->"
+FAST, FASTER = "<!-- benchmarks: written by `prunelab readme` -->", "<!-- end of benchmarks -->"
 INDEX = "index.ipynb"
 
 
 def written(text: str) -> str:
-    """The README with the table of artefacts as ``papers.toml`` and the committed figures give it.
+    """The README with the table of artefacts as ``papers.toml`` and the committed figures give it, and the benchmarks'.
 
     Raises:
-        PrunelabError: the marks between which the table stands are not there.
+        PrunelabError: the marks between which a table stands are not there.
     """
-    if BEGIN not in text or END not in text:
-        raise PrunelabError(f"README.md: the lines {BEGIN!r} and {END!r} are missing; put them around the table")
-    before, _, rest = text.partition(BEGIN)
     made = [artefact for artefact in papers.artefacts() if gallery.saved(artefact.figure)]
     table = tables.index(made, links=True).markdown() if made else ""
     missing = len(papers.artefacts()) - len(made)
     more = f"\n{missing} more have a notebook and no committed figure yet: `prunelab list`.\n" if missing else ""
-    return f"{before}{BEGIN}\n{table}{more}{END}{rest.partition(END)[2]}"
+    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, table + more)
+
+
+def _between(text: str, begin: str, end: str, table: str) -> str:
+    if begin not in text or end not in text:
+        raise PrunelabError(f"README.md: the lines {begin!r} and {end!r} are missing; put them around the table")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}"
+
+
+def _speed() -> str:
+    """The first claim of every benchmark, as it was measured last."""
+    rows = []
+    for path in sorted((paths.root() / "benchmarks" / "results").glob("*.json")):
+        for claim in json.loads(path.read_text(encoding="utf-8")).get("claims", [])[:1]:
+            unit = {"x": " times", "%": " %", "ms": " ms"}[claim["unit"]]
+            met = {True: "✓", False: "✗", None: "?"}[claim["met"]]
+            text = f"{claim['text'][0].upper()}{claim['text'][1:]}"
+            rows.append(f"| {text} | {claim['value']:.3g}{unit} | {claim['goal']}{unit} | {met} |\n")
+    return "".join(["| | measured | goal | |\n| --- | ---: | ---: | --- |\n", *rows]) if rows else ""
 
 
 def index() -> dict[str, Any]:
