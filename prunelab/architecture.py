@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from prunelab.errors import PrunelabError, nearest
+from prunelab.gates import Gate
 from prunelab.graph import FUNCTIONS, IN_EVAL_NOTHING, METHODS, GraphError, traced
 
 _LAYERS = (
@@ -26,6 +27,7 @@ _LAYERS = (
     nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Softmax,
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d,
     nn.ZeroPad2d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+    Gate,
 )  # fmt: skip
 _BY_NAME = {kind.__name__: kind for kind in _LAYERS}
 _MORE_METHODS = ("size", "dim", "chunk", "split", "squeeze", "unsqueeze", "softmax", "sum", "expand", "matmul")
@@ -94,6 +96,8 @@ def _arguments(layer: nn.Module) -> dict[str, tuple[Any] | None]:
     """Argument of its class -> its value in a tuple; None where that cannot be written."""
     found: dict[str, tuple[Any] | None] = {}
     for name, parameter in inspect.signature(type(layer)).parameters.items():
+        if name == "inplace" and layer.inplace and not isinstance(layer, nn.Dropout | nn.Dropout2d):
+            found[name] = (True,)
         if name in _NO_ARGUMENT or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if name == "bias":

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.graph import Graph, Node
+from prunelab.masks import maskable
 
 
 @dataclass
@@ -78,12 +79,12 @@ class Survey:
         self._read: dict[str, Tensor] = {}  # weighted layer -> which rows read which columns, bool
         self.pads: dict[str, tuple[Tensor, Tensor]] = {}  # node that adds channels of zeros -> those before and behind
         self._known, masked, owners = {}, {}, {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
+        names = maskable(model)
+        for name, parameter in names.items():
             self._known[name] = parameter.detach()
             owners.setdefault(id(parameter), set()).add(name.rpartition(".")[0])
             if name in masks:
                 masked[id(parameter)] = masks[name]
-        names = dict(model.named_parameters(remove_duplicate=False))
         self._masks = {name: masked[id(p)] for name, p in names.items() if id(p) in masked}
         uses = [node.module_name for node in graph if node.module_name]
         self.shared = {name for name in uses if uses.count(name) > 1}
@@ -94,7 +95,7 @@ class Survey:
         self.root = torch.tensor([self._sets.find(i) for i in range(len(self._sets.parent))], dtype=torch.long)
 
     def parameter(self, module: str, name: str) -> Tensor | None:
-        """A parameter with its pruned entries at 0, on the CPU; None where the module has none of that name."""
+        """A parameter, or what a gate lets through, with its pruned entries at 0, on the CPU; None: there is none."""
         full = f"{module}.{name}" if module else name
         if full not in self._known:
             return None
@@ -196,6 +197,13 @@ class Survey:
             gamma, beta = (self.parameter(node.module_name, name).double() for name in ("weight", "bias"))
             level = torch.where(gamma == 0, beta, level * gamma + beta)
         return Value(value.ids, 1, level)
+
+    def _gate(self, node: Node, inputs: list[Value]) -> Value | None:
+        (value,) = inputs
+        if value.axis != 1 or node.module_name in self.shared:
+            return None
+        let_through = self.parameter(node.module_name, "open").double()
+        return Value(value.ids, 1, torch.where(let_through == 0, torch.zeros_like(value.constant), value.constant))
 
     def _elementwise(self, node: Node, inputs: list[Value]) -> Value | None:
         if len(node.inputs) > 1:

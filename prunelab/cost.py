@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunelab.errors import PrunelabError, nearest
+from prunelab.masks import maskable
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,12 @@ def _kept(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int
     known = dict(model.named_parameters())
     if masks is None:
         return {name: int(torch.count_nonzero(parameter)) for name, parameter in known.items()}
+    fit = maskable(model)  # gates too, which are no parameters and are not counted
     for name, mask in masks.items():
-        if name not in known:
+        if name not in fit:
             raise PrunelabError(f"mask {name!r} fits no parameter of the model: {nearest(name, known)}")
-        if mask.shape != known[name].shape:
-            shapes = f"{tuple(mask.shape)}, its parameter {tuple(known[name].shape)}"
+        if mask.shape != fit[name].shape:
+            shapes = f"{tuple(mask.shape)}, its parameter {tuple(fit[name].shape)}"
             raise PrunelabError(f"mask {name!r} has shape {shapes}: make it for this model")
     return {n: int(torch.count_nonzero(masks[n])) if n in masks else known[n].numel() for n in known}
 

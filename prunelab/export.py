@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from prunelab import folding
 from prunelab.architecture import build, describe
 from prunelab.errors import PrunelabError
+from prunelab.gates import Gate
 from prunelab.masks import Masks
 
 _FORMAT = "prunelab model 1"
@@ -66,8 +68,9 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
 
     Args:
         path: of the file.
-        into: a model of the same structure, of any width, for models that the file does not describe, or to get the
-            class back: what the file describes as a graph is a ``torch.fx.GraphModule``. It is not changed.
+        into: a model of the same structure, of any width, with its BatchNorms or without, for models that the file does
+            not describe, or to get the class back: what the file describes as a graph is a ``torch.fx.GraphModule``. It
+            is not changed.
 
     Raises:
         ExportError: no such file, not one of ours, or a model that does not fit.
@@ -87,8 +90,19 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
         raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
     model = copy.deepcopy(into) if into is not None else build(described)
     own = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
+    _fold_as(model, own)
     _fill(model, own, path)
     return model.eval(), Masks({n.removeprefix("mask/"): t for n, t in tensors.items() if n.startswith("mask/")})
+
+
+def _fold_as(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Where the file has nothing of a BatchNorm it was folded: it goes, and the layers get the biases of the file."""
+    for name in folding.batchnorms(model):
+        if not any(other.startswith(f"{name}.") for other in tensors):
+            model.set_submodule(name, nn.Identity())
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is None and f"{name}.bias" in tensors:
+            layer.bias = nn.Parameter(tensors[f"{name}.bias"])
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -260,6 +274,9 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Masks(masks).check(model)
     for name, mask in masks.items():
         place, _, what = name.rpartition(".")
+        if isinstance(model.get_submodule(place), Gate):  # which torch's functions do not know
+            Masks({name: mask}).apply_(model)
+            continue
         torch_prune.custom_from_mask(model.get_submodule(place), what, mask)
 
 

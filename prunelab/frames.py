@@ -41,8 +41,8 @@ def _columns(text: str, **others: Kind) -> dict[str, Kind]:
 ROUNDS = _columns(
     """round requested_sparsity sparsity compression_ratio density weights weights_total parameters
     units units_by_layer units_total train_accuracy train_loss validation_accuracy validation_loss
-    test_accuracy test_loss test_f1_macro epochs epoch seconds prune_seconds macs effective_macs rate
-    note device threads git_commit torch_version finished""",
+    test_accuracy test_loss test_f1_macro pruned_test_accuracy epochs epoch seconds seconds_spent prune_seconds
+    macs effective_macs rate note device threads git_commit torch_version finished""",
     round="int",
     **dict.fromkeys(["units_by_layer", "note", "device", "git_commit", "torch_version", "finished"], "text"),
 )

@@ -49,6 +49,8 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
     )
     spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
+    if "seconds_spent" in rounds:  # less, where runs that begin alike were trained once for all of them
+        spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()
     facts = {
         "preset": preset,
         "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,

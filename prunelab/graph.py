@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
+from prunelab.gates import Gate
 
 Kind = Literal[
     "input", "linear", "conv", "batchnorm", "elementwise", "pool", "mean", "flatten", "permute", "add", "mul", "cat",
-    "slice", "pad", "constant", "output", "opaque",
+    "slice", "pad", "gate", "constant", "output", "opaque",
 ]  # fmt: skip
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
@@ -117,6 +118,13 @@ class Graph:
         return [node for node in self if name in node.inputs]
 
 
+class _Tracer(torch.fx.Tracer):
+    """Goes into every module but torch's own, and gates."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Gate) or super().is_leaf_module(m, module_qualified_name)
+
+
 class _Shapes(torch.fx.Interpreter):
     """Runs a graph once and notes the shape of every value; what has none, or several, gets none."""
 
@@ -136,7 +144,7 @@ def traced(model: nn.Module) -> torch.fx.GraphModule:
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.fx.symbolic_trace(model)
+        return torch.fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises when it meets a proxy
         raise GraphError(
             f"{type(model).__name__} cannot be traced ({_line(error)}): its forward should not branch on values; "
@@ -214,7 +222,7 @@ def _kind(node: torch.fx.Node, module: nn.Module | None) -> Kind:
 def _module_kind(module: nn.Module) -> Kind:
     table: list[tuple[Any, Kind]] = [
         (nn.Linear, "linear"), (nn.Conv2d, "conv"), ((nn.BatchNorm1d, nn.BatchNorm2d), "batchnorm"),
-        (_ACTIVATIONS, "elementwise"), (_POOLS, "pool"), (_PADS, "pad"), (nn.Flatten, "flatten"),
+        (_ACTIVATIONS, "elementwise"), (_POOLS, "pool"), (_PADS, "pad"), (nn.Flatten, "flatten"), (Gate, "gate"),
     ]  # fmt: skip
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return "elementwise"

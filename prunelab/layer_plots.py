@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 
 from prunelab import marks
+from prunelab.errors import PrunelabError
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, short
 from prunelab.schedules import Kind, Ramp
@@ -166,4 +167,50 @@ def schedule_curves(ramps: Mapping[str, Ramp], epochs: int = 1, **shown: Unpack[
         if len(ramps) > 1:
             marks.legend(ax, "schedule")
         picture.alt = "Sparsity over the training. " + "; ".join(words) + "."
+    return picture
+
+
+def filters(weights: np.ndarray, *, most: int = 64, **shown: Unpack[Shown]) -> Picture:
+    """Each unit as the image of its incoming weights, in the order of the layer; a dead one is an empty, crossed frame.
+
+    Of several input channels the mean is shown. All images share one scale, whose middle is 0: what is pruned is white.
+
+    Args:
+        weights: float [units, channels, height, width], 0 where pruned: of a convolution, or of a first fully connected
+            layer, whose columns are pixels: ``weight.reshape(-1, *shape)``.
+        most: units that are drawn, the first ones.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: no array of four dimensions, or numbers that are not finite.
+    """
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim != 4 or not weights.size or not np.isfinite(weights).all():
+        raise PrunelabError(
+            f"layer_plots.filters: weights of shape {weights.shape} should be finite, [units, channels, height, width]"
+        )
+    images, dead = weights[:most].mean(1), ~weights.reshape(len(weights), -1).any(1)
+    columns = min(16, len(images))
+    rows = -(-len(images) // columns)
+    size = (1.4 + 0.46 * columns, 0.6 + 0.46 * rows)
+    edge = float(np.abs(images).max()) or 1.0
+    counted = {"n": f"{len(images)} of {len(weights)} units" if len(images) < len(weights) else f"{len(weights)} units"}
+    with canvas(rows, columns, **{"size": size, **shown}, counted={**counted, "interval": ""}) as (picture, axes):
+        picture.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+        for ax in axes.flat[len(images) :]:
+            ax.set_axis_off()
+        drawn = None
+        for ax, image, gone in zip(axes.flat, images, dead, strict=False):
+            drawn = ax.imshow(image, cmap="PuOr", vmin=-edge, vmax=edge, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            if gone:
+                ax.plot([0, 1], [0, 1], transform=ax.transAxes, color="#6b7280", linewidth=0.8)
+                ax.plot([0, 1], [1, 0], transform=ax.transAxes, color="#6b7280", linewidth=0.8)
+        bar = picture.colorbar(drawn, ax=list(axes.flat), shrink=0.9, aspect=14)
+        bar.set_label("weight", color=mpl.rcParams["text.color"])
+        picture.alt = (
+            f"Incoming weights of {len(images)} of {len(weights)} units as images; "
+            f"{int((~dead).sum())} of {len(weights)} units keep a weight."
+        )
     return picture

@@ -37,6 +37,8 @@ PAUSE = 1.0  # seconds; moves of one control that follow each other faster are u
 class PruningExplorer(widgets.VBox):
     """Controls, one sentence, a curve that fills in as rates are visited, a histogram of the weights, and the layers.
 
+    The layers are shown by their units, or (``view``) as a drawing of the network.
+
     The masks are those of ``prunelab.prune`` with the same method, granularity, scope, seed and ``allow_empty=True``,
     for the scores, which are computed once, go through the method's own selection. While the kernel is busy the browser
     holds back all positions but the latest, so nothing queues up; where a network is slow to measure, the accuracy on
@@ -103,11 +105,11 @@ class PruningExplorer(widgets.VBox):
         acts = (self.sweep, self.undo, self.keep, self.fine_tune, self.stop)
         press = {name: functools.partial(self._clicked, act) for name, act in zip(BUTTONS, acts, strict=True)}
         self._controls = Controls(
-            first, self._subject.offered, layers, self._data is not None, self._move, self._choose, press
+            first, self._subject.offered, layers, self._data is not None, self._move, self._choose, self._look, press
         )
-        for name in ("rate", "score", "granularity", "scope", "seed", "own", "layer", "buttons", "progress"):
+        for name in ("rate", "score", "granularity", "scope", "seed", "own", "layer", "view", "buttons", "progress"):
             setattr(self, name, getattr(self._controls, name))
-        self._screen, self._words, self._shown = Screen(self._subject, self.layer), "", first
+        self._screen, self._words, self._shown = Screen(self._subject, self.layer, self.view), "", first
         super().__init__([*self._controls.rows, *self._screen.rows])
         with self._errors_shown():
             self._show(first)
@@ -214,6 +216,11 @@ class PruningExplorer(widgets.VBox):
         with self._lock, self._errors_shown():
             self._screen.show_weights(self._shown, self._masks, self.layer.value)
 
+    def _look(self, _: Any) -> None:
+        """The other view of the layers."""
+        with self._lock, self._errors_shown():
+            self._screen.show_layers(self._shown, self._masks, self.view.value)
+
     def _clicked(self, act: Any, _: widgets.Button) -> None:
         with self._errors_shown():
             act()
@@ -290,7 +297,7 @@ class PruningExplorer(widgets.VBox):
         else:
             self._draw_accuracy(self._visited[here][1], subject.samples)
         self._screen.show_weights(position, self._masks, self.layer.value)
-        self._screen.show_layers(self._masks)
+        self._screen.show_layers(position, self._masks, self.view.value)
         self._controls.suit(position, subject.competing(position), bool(self._past))
 
     def _go_on(self, parts: Iterator[tuple[int, int]]) -> None:

@@ -16,6 +16,7 @@ except ImportError:
 
 STEPS = (*(per_cent / 100 for per_cent in range(100)), 0.995, 0.999)  # positions of the slider
 SCOPES = {"all layers compete": "global", "each layer by itself": "layer"}
+VIEWS = {"units": "each unit of each layer", "network": "the units that live, and the connections between them"}
 KINDS = {"weight": "weights", "neuron": "neurons", "filter": "filters", "unit": "neurons and filters"}
 ABOVE = -1.0  # what a layer's own slider says while the layer has no rate of its own
 LAST_SEED = 2**31 - 1
@@ -38,6 +39,7 @@ class Controls:
         trainable: whether there is something to fine-tune with.
         move: called with the change when one of them moves.
         choose: called when another layer's histogram is asked for.
+        look: called when the other view of the layers is asked for.
         press: name of a button -> what it does.
     """
 
@@ -49,6 +51,7 @@ class Controls:
         trainable: bool,
         move: Callable[[Mapping[str, Any]], None],
         choose: Callable[[Any], None],
+        look: Callable[[Any], None],
         press: Mapping[str, Callable[[Any], None]],
     ) -> None:
         self._offered, self._trainable, self._quiet, self._move = offered, trainable, False, move
@@ -76,6 +79,10 @@ class Controls:
         self.note = widgets.HTML()
         every = [("all layers", EVERYTHING), *((name or "layer", name) for name in layers if name)]
         self.layer = widgets.Dropdown(options=every, description="weights of", **_width("20em"))
+        self.view = widgets.ToggleButtons(
+            options=list(VIEWS), tooltips=list(VIEWS.values()), style={"button_width": "auto"}
+        )
+        self.view.observe(look, "value")
         for control in self._moving:
             control.observe(self._moved, "value")
         self.layer.observe(choose, "value")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,9 @@ from torch.func import functional_call
 
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError
-from prunelab.masks import Masks
 
 BATCH = 500  # samples at a time; more fall out of the processor's cache
-WORK = 5 * 10**9  # multiply-accumulates at a time: about a tenth of a second on a core
+WORK = 5 * 10**9  # multiply-accumulates at a time and thread: about a tenth of a second
 
 
 class Sample:
@@ -55,9 +54,9 @@ class Sample:
 
     def suit(self, macs: int) -> None:
         """Take fewer at a time where one costs so many multiply-accumulates that one would have to wait."""
-        self._batch = max(16, min(BATCH, WORK // max(macs, 1)))
+        self._batch = max(16, min(BATCH, WORK * torch.get_num_threads() // max(macs, 1)))
 
-    def answers(self, model: nn.Module, masks: Masks) -> Iterator[tuple[int, int]]:
+    def answers(self, model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[tuple[int, int]]:
         """Right answers and samples seen so far, after each part; the first part alone is a random choice too.
 
         Args:

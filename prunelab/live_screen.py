@@ -5,12 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 
-from prunelab import live_view
+from prunelab import live_view, theatre_drawing
 from prunelab.collapse import dead_layers
 from prunelab.live_controls import own_words, widgets
 from prunelab.live_pruning import Position, Subject
 from prunelab.live_view import Point, per_cent
-from prunelab.masks import Masks
+from prunelab.masks import Masks, layer_of
 from prunelab.quantities import short
 
 
@@ -20,16 +20,17 @@ class Screen:
     Args:
         subject: What is shown.
         layer: The control above the histogram.
+        view: The control above the layers.
     """
 
-    def __init__(self, subject: Subject, layer: widgets.Widget) -> None:
+    def __init__(self, subject: Subject, layer: widgets.Widget, view: widgets.Widget) -> None:
         self._subject = subject
         self._dense, self._dead = subject.accuracy(subject.dense), None
         self.sentence, self.facts, self.curve, self.bars, self.table = (widgets.HTML() for _ in range(5))
         self.errors = widgets.Output()
         self.table.layout = {"max_height": "44em", "overflow": "auto"}
         pictures = widgets.HBox([self.curve, widgets.VBox([layer, self.bars])], layout={"flex_flow": "row wrap"})
-        self.rows = [self.sentence, self.facts, pictures, self.table, self.errors]
+        self.rows = [self.sentence, self.facts, pictures, view, self.table, self.errors]
 
     def show_error(self, error: Exception) -> None:
         """An error instead of an old picture."""
@@ -76,10 +77,21 @@ class Screen:
         drawn = live_view.histogram(found.edge, found.there, found.kept, found.threshold, cut)
         self.bars.value = live_view.page(drawn)
 
-    def show_layers(self, masks: Masks) -> None:
-        """The table, with a picture of the units of each layer."""
+    def show_layers(self, at: Position, masks: Masks, view: str) -> None:
+        """The table, with a picture of the units of each layer; or a drawing of the network."""
         rows = [row for row in masks.by_layer() if len(row["shape"]) > 1]
-        self.table.value = live_view.page(live_view.layers(rows, self._subject.units(masks)))
+        if view == "units":
+            self.table.value = live_view.page(live_view.layers(rows, self._subject.units(masks)))
+            return
+        words = f"at a pruning rate of {per_cent(at.rate)}{f', {own_words(at)}' * bool(own_words(at))}"
+        if weights := self._subject.chain(masks):
+            names, matrices = [layer_of(name) for name in weights], list(weights.values())
+            widths, size = list(map(len, matrices)), (min(880, 170 * len(matrices)), 330)
+            drawn = theatre_drawing.network(matrices, widths, words, names, size)
+        else:  # its layers do not follow each other one by one
+            bars = [(row["parameter"], row["kept"], row["total"]) for row in rows]
+            drawn = theatre_drawing.layers(bars, words)
+        self.table.value = live_view.page(drawn)
 
     def _describe(self, at: Position, masks: Masks, accuracy: float, seen: int) -> str:
         own, base, sparsity = own_words(at), self._subject.base, self._subject.sparsity(masks)

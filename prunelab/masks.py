@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, nearest
+from prunelab.gates import Gate
 
 _ROWS_SHOWN = 48  # of a table on the screen; one line says how many more there are
 
@@ -30,7 +31,7 @@ class MaskError(PrunelabError):
 
 
 class Masks(Mapping[str, Tensor]):
-    """Immutable mapping from parameter name (``"hidden_1.weight"``) to its mask.
+    """Immutable mapping from parameter name (``"hidden_1.weight"``), or that of a ``Gate``, to its mask.
 
     A mask is bool, True = keep, and has the shape of its parameter. A parameter without a mask is kept whole.
     ``a & b`` keeps what both keep. The tensors are copies of what was given, and are not to be written into.
@@ -127,7 +128,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MaskError: names the first parameter that is absent or of another shape.
         """
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = maskable(model)
         for name, mask in self.items():
             if name not in parameters:
                 raise MaskError(f"the model has no parameter {name!r} for this mask: {nearest(name, parameters)}")
@@ -182,7 +183,7 @@ class Masks(Mapping[str, Tensor]):
     def _bind(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """The masked parameters, and their masks as factors of the same device and dtype: bools multiply slower."""
         self.check(model)
-        named = dict(model.named_parameters(remove_duplicate=False))
+        named = maskable(model)
         return [named[n] for n in self], [mask.to(named[n].device, named[n].dtype) for n, mask in self.items()]
 
     def save(self, path: str | Path) -> None:
@@ -285,6 +286,13 @@ def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
             raise MaskError(f"layer {name!r} is lazy and has no shape yet: run one batch through the model first")
         names.setdefault(id(weight), f"{name}.weight" if name else "weight")
     return list(names.values())
+
+
+def maskable(model: nn.Module) -> dict[str, Tensor]:
+    """All that a mask can be for, by name: the parameters, and what the gates let through."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    gates = ((name, module) for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Gate))
+    return found | {f"{name}.open" if name else "open": gate.open for name, gate in gates}
 
 
 def layer_of(parameter: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from prunelab import marks
 from prunelab.errors import PrunelabError
 from prunelab.gallery import provenance, save, saved
-from prunelab.layer_plots import layers_over_rounds, schedule_curves
+from prunelab.layer_plots import filters, layers_over_rounds, schedule_curves
 from prunelab.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
 from prunelab.reported_plots import beside_reported
@@ -35,9 +35,11 @@ __all__ = [
     "beside_reported",
     "curve",
     "epoch_seconds",
+    "filters",
     "layers_over_rounds",
     "provenance",
     "rate_curve",
+    "requested_against_achieved",
     "save",
     "saved",
     "schedule_curves",
@@ -104,6 +106,41 @@ def accuracy_against_compression(
         ax.set_title(up.axis)
         marks.legend(ax, hue, labelspacing=0.7)
         picture.alt = " ".join(words)
+    return picture
+
+
+def requested_against_achieved(rounds: pd.DataFrame, hue: str = "strategy", **shown: Unpack[Shown]) -> Picture:
+    """The sparsity that a run was asked for and the one that it has, one mark per run and round; equal on the diagonal.
+
+    A method that removes whole units, or layers with a rate of their own, need not meet what was asked.
+
+    Args:
+        rounds: one row per run and round: requested_sparsity, sparsity, ``hue``.
+        hue: column of the series.
+        shown: title, provenance, look, size.
+
+    Raises:
+        PrunelabError: a column that is missing, or no row.
+    """
+    columns = ["requested_sparsity", "sparsity"]
+    need(rounds, [*columns, hue], "plots.requested_against_achieved", hue)
+    rows = rounds.dropna(subset=columns)
+    if rows.empty:
+        raise PrunelabError("plots.requested_against_achieved: no row says what was requested")
+    across, up = map(quantity, columns)
+    off = (rows["sparsity"] - rows["requested_sparsity"]).abs().groupby(rows[hue], sort=False).max()
+    with canvas(**{"size": (6.4, 4.8), **shown}) as (picture, axes):
+        ax = axes[0, 0]
+        ax.plot([0, 1], [0, 1], **marks.reference())
+        for position, (name, own) in enumerate(rows.groupby(hue, sort=False)):
+            look = {**marks.series(position), "linestyle": "", "markersize": 5, "alpha": 0.8}
+            ax.plot(own["requested_sparsity"], own["sparsity"], label=str(name), **look)
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        ax.set_xlabel(across.axis)
+        ax.set_title(up.axis)
+        marks.legend(ax, hue)
+        largest = "; ".join(f"{name} {value:.4f}" for name, value in off.items())
+        picture.alt = f"Achieved against requested sparsity, equal on the diagonal. Largest difference: {largest}."
     return picture
 
 

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunelab import models
+from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models.resnet import Block
+from prunelab.reported_curves import BEST_TEST_EPOCH
+from prunelab.results import Store
+from prunelab.trained import masks_at
 
 PUBLISHED_CLASSES = 10  # of the last layer, whatever it has
 VGG_SIDES = (32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2)  # sides of VGG-16's maps, taken for every depth
@@ -33,7 +40,7 @@ class _Layer:
     side: int
 
 
-def counted_parameters(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> int:
+def counted_parameters(model: nn.Module, masks: Mapping[str, Tensor] | None = None, *, faithful: bool = True) -> int:
     """Ones in the masks as the published code counts them: weights and biases of Conv2d and Linear layers.
 
     BatchNorm is not counted, and of a ResNet the first convolution is not either (section "compression" of the code's
@@ -42,8 +49,9 @@ def counted_parameters(model: nn.Module, masks: Mapping[str, Tensor] | None = No
     Args:
         model: The network in its dense shape.
         masks: Parameter name -> keep; a parameter without one is whole.
+        faithful: False: the first convolution of a ResNet counts too.
     """
-    first = {"conv.weight", "conv.bias"} if _residual(model) else set()
+    first = {"conv.weight", "conv.bias"} if faithful and _residual(model) else set()
     total = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -113,6 +121,47 @@ def by_round(model: nn.Module, input_shape: tuple[int, int, int], masks: Mapping
     return pd.DataFrame(rows)
 
 
+def published_rows(store: Store, rounds: pd.DataFrame) -> pd.DataFrame:
+    """The rounds of runs in the columns of the csv that the published code writes, one row per run and round.
+
+    Args:
+        store: Where the runs lie.
+        rounds: Rows of finished runs of a LeNet, a VGG or a ResNet, as the store gives them; ``strategy`` becomes a
+            column in front where there are several, and so does the best test epoch behind, where it was measured
+            (``reported_curves.best_test_epochs``).
+
+    Returns:
+        seed; iter, the round, 0 = dense; acc_pruned, after the pruning with the weights as they were trained, before
+        recovery (NaN in round 0, and of runs that did not measure it); acc_retrained, of the last epoch; both in [0, 1]
+        and of the test part; cr, counted parameters of the dense network over those that are left;
+        remained_percentage, 100 / cr; architecture, live units of each hidden layer as ``300-100``; FLOPs. Runs of
+        variant ``faithful`` are counted as published, all others rightly.
+    """
+    ahead = ["strategy"] if "strategy" in rounds and rounds["strategy"].nunique() > 1 else []
+    behind = [BEST_TEST_EPOCH] if BEST_TEST_EPOCH in rounds and rounds[BEST_TEST_EPOCH].notna().any() else []
+    found = []
+    for run_id, own in rounds.groupby("id", sort=False):
+        run = store.settings(run_id)
+        data, faithful = load(run.data), run.prune.options.get("variant") == "faithful"
+        model = models.build(run.model, data.shape, len(data.classes), run.seed)
+        removals, dense = store.removals(run_id), counted_parameters(model, faithful=faithful)
+        for row in own.to_dict("records"):
+            masks = masks_at(removals, row["round"])
+            left = max(counted_parameters(model, masks, faithful=faithful), 1)
+            part = {
+                "seed": row["seed"],
+                "iter": row["round"],
+                "acc_pruned": row["pruned_test_accuracy"],
+                "acc_retrained": row["test_accuracy"],
+                "cr": dense / left,
+                "remained_percentage": 100 * left / dense,
+                "architecture": "-".join(map(str, json.loads(row["units_by_layer"]))),
+                "FLOPs": flops(model, data.shape, masks, faithful=faithful),
+            }
+            found.append({name: row[name] for name in ahead} | part | {name: row[name] for name in behind})
+    return pd.DataFrame(found)
+
+
 def _chain(model: nn.Module, masks: Masks, shape: tuple[int, int, int]) -> Iterator[_Layer]:
     """Layers of a chain with what is alive in each."""
     sides = _sides(model, shape)
@@ -150,8 +199,8 @@ def _resnet(model: nn.Module, masks: Masks, shape: tuple[int, int, int], faithfu
         total += one + two
         if faithful:
             total += sides[f"{name}.conv_2"] ** 2 * int(own.sum())
-        own[block.before : len(own) - block.behind] |= alive  # a channel lives while the shortcut brings something
-        alive = own
+        brought = F.pad(alive, (block.before, block.behind)) & masks.get(f"{name}.shortcut.open", torch.tensor(True))
+        alive = own | brought  # a channel lives while the shortcut brings something
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     inputs, classes = int(masks[f"{last}.weight"].any(0).sum()), model.get_submodule(last).out_features
     return total + ((2 * inputs - 1) * PUBLISHED_CLASSES if faithful else 2 * inputs * classes)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from prunelab import cost
+from prunelab import cost, folding
 from prunelab.errors import PrunelabError
 from prunelab.graph import GraphError
 from prunelab.quantities import TIMES, short
@@ -82,6 +82,7 @@ class Report:
         requested: what the pruning asked for, as sparsity; None: not said.
         achieved: zeros / entries of the weights of the second model, against the entries of the first.
         dead: model -> layer -> how many of its units are constant or unread and are there all the same, and why.
+        unfolded: model of which some BatchNorms are folded -> another BatchNorm -> why it could not be.
     """
 
     sides: Mapping[str, Side]
@@ -91,6 +92,7 @@ class Report:
     requested: float | None = None
     achieved: float | None = None
     dead: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    unfolded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def frame(self) -> Any:
         """A DataFrame, one row per model, columns as in ``Side``."""
@@ -124,13 +126,16 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each model in which dead units are left: the first three layers, and how many more there are."""
-        found = []
-        for name, layers in self.dead.items():
-            lines = [f"{layer}: {why}" for layer, why in layers.items()]
-            more = [f"and {len(lines) - 3} more layers"] if len(lines) > 3 else []
-            found += [f"dead units in {name}: {'; '.join([*lines[:3], *more])}"] if lines else []
-        return found
+        """A line for what is left in models, and why: three layers, and how many more there are."""
+        found: dict[str, list[str]] = {}
+        for what, models in (("dead units in", self.dead), ("BatchNorm not folded in", self.unfolded)):
+            for name, layers in models.items():
+                lines = [f"{layer}: {why}" for layer, why in layers.items()]
+                more = [f"and {len(lines) - 3} more layers"] if len(lines) > 3 else []
+                if lines:
+                    said = found.setdefault("; ".join([*lines[:3], *more]), [what])
+                    said.append(name)
+        return [f"{what} {', '.join(names)}: {words}" for words, (what, *names) in found.items()]
 
     def __str__(self) -> str:
         rows = self._cells()
@@ -195,14 +200,25 @@ def report(
     total = sum(cost.prunable_weights(model).values())
     left = sum(int(torch.count_nonzero(p)) for n, p in second.named_parameters() if n in cost.prunable_weights(second))
     achieved = 1 - left / total if total else None
-    dead = {name: _dead(net, example) for name, net in list(models.items())[1:]}
-    return Report(sides, len(example), torch.get_num_threads(), repeats, requested, achieved, dead)
+    others = list(models.items())[1:]
+    dead = {name: _dead(net, example) for name, net in others}
+    unfolded = {name: _unfolded(model, net, example) for name, net in others}
+    return Report(sides, len(example), torch.get_num_threads(), repeats, requested, achieved, dead, unfolded)
 
 
 def _dead(model: nn.Module, example: Tensor) -> dict[str, str]:
     """Dead units of each layer; none where the model cannot be traced, so that nothing is known."""
     try:
         return dead_units(model, example[:1])
+    except GraphError:
+        return {}
+
+
+def _unfolded(dense: nn.Module, model: nn.Module, example: Tensor) -> dict[str, str]:
+    """The BatchNorms that could not be folded, of a model of which others were: the dense one has some more."""
+    left = folding.batchnorms(model)
+    try:
+        return folding.left(model, example[:1]) if left and folding.batchnorms(dense) - left else {}
     except GraphError:
         return {}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from prunelab.stats import Interval
 
+BEST_TEST_EPOCH = "best_test_epoch_accuracy"
 READING = 0.015  # how far a value read from a picture may be off, by a check against exact ones (share of 1)
 _CLOSE = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
 
@@ -204,6 +205,24 @@ def literature(data: str, model: str = "") -> pd.DataFrame:
     if data not in set(table["data"]):
         raise PrunelabError(f"no results in the literature on {data!r}: {nearest(data, sorted(set(table['data'])))}")
     return table[(table["data"] == data) & table["model"].str.startswith(model)].reset_index(drop=True)
+
+
+def best_test_epochs(rounds: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """The rounds with the accuracy of the epoch that was best on the test part, which NNrelief's code reports.
+
+    It is selected on the test part, so it is too high; it stands beside the honest one and decides nothing.
+
+    Args:
+        rounds: one row per run and round: id, round, train.test_every_epoch.
+        epochs: one row per run and epoch: id, round, test_accuracy.
+
+    Returns:
+        ``rounds`` with a column more, NaN for runs that did not measure the test part after each epoch.
+    """
+    best = epochs.groupby(["id", "round"])["test_accuracy"].max().rename(BEST_TEST_EPOCH)
+    found = rounds.merge(best.reset_index(), on=["id", "round"], how="left")
+    measured = found["train.test_every_epoch"].astype("boolean").fillna(False).astype(bool)
+    return found.assign(**{BEST_TEST_EPOCH: found[BEST_TEST_EPOCH].where(measured)})
 
 
 def more_compression(rounds: pd.DataFrame, first: str, second: str) -> Interval:

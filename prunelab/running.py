@@ -104,6 +104,7 @@ class Running:
         self.last: int | None = None
         self.round = 0
         self.requested = 0.0
+        self.pruned_accuracy = math.nan  # of the test part, after the pruning of this round and before its training
         self.state: dict[str, Tensor] = {}
         self.index = whole_index(self.dense)
         self.over = False
@@ -245,6 +246,7 @@ class Running:
             "test_accuracy": float("nan") if test is None else test.accuracy,
             "seconds": self.trained.seconds,
             "lockstep": self.trained.lockstep,
+            "alike": self.trained.alike,
             "weights": self.member.masks.weights.kept,
             "units": sum(self._units().values()),
             "pruned": False,
@@ -322,6 +324,9 @@ class Running:
             seconds = time.perf_counter() - begin
             self._take(Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
             self.member.restart(self.run.retrain or self.run.train)
+            if prune.recover != "none":
+                self.member.change(self._recovered("finetune", weights), masks)
+                self.pruned_accuracy = population.evaluate([self.member], self.data.test)[0].accuracy
             self.member.change(self._recovered(prune.recover, weights), masks)
             self._penalise()
             self.losses, self.losses_of_batches, self.accuracies, self.last = [], [], [], None
@@ -331,6 +336,7 @@ class Running:
             self.validation, self.test = (
                 population.evaluate([self.member], part)[0] for part in (self.data.validation, self.data.test)
             )
+            self.pruned_accuracy = self.test.accuracy
             self._write_round(seconds)
             self._save()
 
@@ -394,7 +400,8 @@ class Running:
         self.requested = 1 - (1 - self.requested) * (1 - change.rate)
 
     def _in_dense(self, tensors: Mapping[str, Tensor], index: Mapping[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        return {name: spread(t.cpu(), index[name], self.shapes[name]) for name, t in tensors.items()}
+        found = {name: tensor.cpu() for name, tensor in tensors.items()}  # a gate has no index: it is never cut
+        return {n: spread(t, index[n], self.shapes[n]) if n in index else t for n, t in found.items()}
 
     def _per_weight(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of units, given by layer, as scores of their weights and biases."""
@@ -457,9 +464,11 @@ class Running:
                 "test_loss": self.test.loss,
                 "test_accuracy": self.test.accuracy,
                 "test_f1_macro": self.test.f1_macro,
+                "pruned_test_accuracy": self.pruned_accuracy,
                 "epochs": len(done),
                 "epoch": len(self.epochs),
                 "seconds": sum(row["seconds"] for row in done),
+                "seconds_spent": sum(row["seconds"] / row.get("alike", 1) for row in done),
                 "prune_seconds": prune_seconds,
                 "macs": price.macs,
                 "effective_macs": price.effective_macs,
@@ -523,6 +532,7 @@ class Running:
             "epoch": member.epoch,
             "steps": member.steps,
             "requested": self.requested,
+            "pruned_accuracy": None if math.isnan(self.pruned_accuracy) else self.pruned_accuracy,
             "last": self.last,
             "losses": self.losses,
             "losses_of_batches": self.losses_of_batches,
@@ -544,6 +554,7 @@ class Running:
         self.round, self.requested, self.last = state["round"], state["requested"], state["last"]
         self.losses, self.losses_of_batches = list(state["losses"]), list(state["losses_of_batches"])
         self.accuracies = list(state.get("accuracies", ()))
+        self.pruned_accuracy = math.nan if state.get("pruned_accuracy") is None else state["pruned_accuracy"]
         index = part("index")
         self.index = {n: tuple(index[f"{n}/{axis}"] for axis in range(len(shape))) for n, shape in self.shapes.items()}
         self.state = part("state")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunelab.data import Dataset
 from prunelab.export import OnnxModel, quantise, to_onnx
+from prunelab.folding import batchnorms
 from prunelab.report import report
 from prunelab.shrink import shrink
 
@@ -35,7 +36,8 @@ def forms(
         round_to: of the rounded form.
 
     Returns:
-        dense, unstructured, filters masked, filters shrunk, shrunk and rounded, shrunk in ONNX, shrunk in int8 (ONNX).
+        dense, unstructured, filters masked, filters shrunk, shrunk and rounded, shrunk with BatchNorm folded (where
+        there is one that can be), shrunk in ONNX, shrunk in int8 (ONNX).
 
     Raises:
         ShrinkError: a layer of ``filters`` is empty.
@@ -43,6 +45,7 @@ def forms(
     """
     some = dataset.scale(dataset.train.x[:256])
     small = shrink(filters, None, some[:2])
+    folded = shrink(filters, None, some[:2], fold_batchnorm=True)
     folder = Path(folder)
     to_onnx(small, folder / "shrunk.onnx", some[:4])
     quantise(folder / "shrunk.onnx", folder / "int8.onnx", some)
@@ -52,6 +55,7 @@ def forms(
         "filters, masked": filters,
         "filters, shrunk": small,
         f"shrunk, widths of {round_to}": shrink(filters, None, some[:2], round_to=round_to),
+        **({"shrunk, folded": folded} if batchnorms(small) - batchnorms(folded) else {}),
         "shrunk, ONNX": OnnxModel(folder / "shrunk.onnx", small),
         "shrunk, ONNX, int8": OnnxModel(folder / "int8.onnx", small),
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -187,6 +188,14 @@ class Run:
             [_plain(self.prune.method), _plain(self.model.label), _plain(self.data.name), f"s{self.seed}", digest]
         )
 
+    def _repr_html_(self) -> str:
+        """Its id, and all that is not default; as plain text a run is the call that makes it."""
+        cells = (
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+            for name, value in _flat(differences(self))
+        )
+        return f"<table><caption>{html.escape(self.id)}</caption><tbody>{''.join(cells)}</tbody></table>"
+
     def asdict(self) -> dict[str, Any]:
         """Plain nested values, all of them, ready for JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -229,6 +238,15 @@ def differences(value: Any) -> dict[str, Any]:
         if own == default:
             continue
         found[field.name] = differences(own) if dataclasses.is_dataclass(own) else own
+    return found
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """``train.epochs`` and its value, in words."""
+    found = []
+    for name, value in values.items():
+        own = isinstance(value, Mapping)
+        found += _flat(value, f"{above}{name}.") if own else [(f"{above}{name}", str(value))]
     return found
 
 

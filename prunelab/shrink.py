@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunelab import folding
 from prunelab.chains import ShrinkError, Shrunk, chain, compact, cut
 from prunelab.channels import Survey, numbers, passes_on
 from prunelab.graph import Graph, Node, trace, traced
-from prunelab.masks import Masks
+from prunelab.masks import Masks, maskable
 
 TOLERANCE = 1e-5  # of the outputs before and after, relative to their largest; our own default
 _ENDS = ("it is an output of the model", "it is an input of the model")
@@ -36,12 +37,16 @@ class Cut:
             grouped convolution are 2-D: for each row its own.
         units: weighted layer -> positions of its units that are left, int64.
         stayed: weighted layer -> how many of its units are constant and are still there, and why.
+        folded: BatchNorm -> the layer into which it was folded; empty where that was not asked for.
+        unfolded: BatchNorm -> why it is still there though folding was asked for.
     """
 
     model: nn.Module
     index: dict[str, tuple[Tensor, ...]]
     units: dict[str, Tensor]
     stayed: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    unfolded: dict[str, str] = field(default_factory=dict)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """Bring a mask, a moment or anything else of the old shape of a parameter to its new shape."""
@@ -55,6 +60,7 @@ def shrink(
     *,
     round_to: int = 1,
     memory_format: torch.memory_format | None = None,
+    fold_batchnorm: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Any:
     """A smaller model of the same function; the model itself where nothing can go.
@@ -73,20 +79,25 @@ def shrink(
         round_to: make widths multiples of this, as far as dead units are there to fill them up; 8 runs fast on many
             machines. What fills up is 0.
         memory_format: of the result, ``torch.channels_last`` for example; None: as it is.
+        fold_batchnorm: for inference: each BatchNorm goes into the convolution or Linear right before it, and an
+            ``nn.Identity`` stands in its place; activations right behind work in place. What is trained on from there
+            trains without normalisation.
         optimizer: of ``model``; see ``carry``.
 
     Returns:
-        The smaller model, in the mode of ``model``; with ``optimizer``, the pair of it and its own optimiser.
+        The smaller model, in the mode of ``model``, or in evaluation mode where a BatchNorm was folded; with
+        ``optimizer``, the pair of it and its own optimiser.
 
     Raises:
         GraphError: the model cannot be traced; the line says where.
-        ShrinkError: a layer would be empty, no example was given where one is needed, or the outputs differ.
+        ShrinkError: a layer would be empty, no example was given where one is needed, the outputs differ, or an
+            optimiser was given for a model whose BatchNorms are folded.
     """
     if round_to < 1:
         raise ShrinkError(f"round_to = {round_to}: should be 1 or more")
     result = _without_example(model, masks, round_to) if example is None else None
     if result is None:
-        result = remove_dead(model, masks, example, round_to=round_to)
+        result = remove_dead(model, masks, example, round_to=round_to, fold_batchnorm=fold_batchnorm)
     rule = None
     if optimizer is not None:
         rule = carry(optimizer, model, result)
@@ -110,7 +121,14 @@ def _without_example(model: nn.Module, masks: Mapping[str, Tensor] | None, round
 
 
 @torch.no_grad()
-def remove_dead(model: nn.Module, masks: Mapping[str, Tensor] | None, example: Tensor, *, round_to: int = 1) -> Cut:
+def remove_dead(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None,
+    example: Tensor,
+    *,
+    round_to: int = 1,
+    fold_batchnorm: bool = False,
+) -> Cut:
     """A smaller model with the outputs, in evaluation mode, of the masked one, and what is left of each layer.
 
     Args:
@@ -119,6 +137,7 @@ def remove_dead(model: nn.Module, masks: Mapping[str, Tensor] | None, example: T
         example: a batch of inputs, on the model's device.
         round_to: widths of layers become multiples of this where dead units are there to fill them up; what fills up
             is 0.
+        fold_batchnorm: see ``shrink``.
 
     Returns:
         The smaller model; ``model`` itself, as it is, where nothing can go. Where sizes are written into its forward (a
@@ -147,10 +166,12 @@ def remove_dead(model: nn.Module, masks: Mapping[str, Tensor] | None, example: T
     stayed = _reasons(survey, layers, live, stays, why)
     units = {name: survey.of(stays, survey.values[node.name]).nonzero().flatten() for name, node in layers.items()}
     if all(bool(survey.of(stays, value).all()) for value in survey.values.values()):
-        return Cut(_masked(model, masks), {}, units, stayed)
-    small, index = _rebuilt(model, masks, graph, survey, live, stays)
-    _check(model, masks, small, example)
-    return Cut(small, index, units, stayed)
+        found = Cut(_masked(model, masks), {}, units, stayed)
+    else:
+        small, index = _rebuilt(model, masks, graph, survey, live, stays)
+        _check(_masked(model, masks), small, example)
+        found = Cut(small, index, units, stayed)
+    return _folded(found, example) if fold_batchnorm else found
 
 
 @torch.no_grad()
@@ -187,8 +208,13 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Cut | Shr
         result: what ``remove_dead`` gave for it.
 
     Raises:
-        ShrinkError: the optimiser holds a parameter that is not the model's.
+        ShrinkError: the optimiser holds a parameter that is not the model's, or BatchNorms of the smaller model are
+            folded.
     """
+    if isinstance(result, Cut) and result.folded:
+        raise ShrinkError(
+            "a model whose BatchNorms are folded is for inference: leave out optimizer, or fold_batchnorm"
+        )
     names = {id(parameter): name for name, parameter in before.named_parameters()}
     after = dict(result.model.named_parameters())
     groups, state = [], {}
@@ -208,6 +234,14 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Cut | Shr
     made = type(optimizer)(groups)
     made.state.update({parameter: own for parameter, own in state.items() if own})
     return made
+
+
+def _folded(found: Cut, example: Tensor) -> Cut:
+    """The same without the BatchNorms that can be folded."""
+    result = folding.fold(found.model, example)
+    if result.into:
+        _check(found.model, result.model, example)
+    return replace(found, model=result.model, folded=result.into, unfolded=result.left)
 
 
 def _layers(graph: Graph, survey: Survey) -> dict[str, Node]:
@@ -258,6 +292,8 @@ def _rebuilt(
                     getattr(layer, name)[filler.to(getattr(layer, name).device)] = value
                 _shorten(layer, node.module_name, name, (rows,), index)
             layer.num_features = len(rows)
+        elif node.kind == "gate":
+            _shorten(layer, node.module_name, "open", (rows,), index)
         elif node.kind in ("linear", "conv"):
             _cut_layer(small, layer, node, survey, live, stays, index)
     return (_rewritten(small, edits) if edits else small), index
@@ -350,19 +386,18 @@ def _shorten(
 
 def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """The model with its pruned weights at 0: itself where they are, else a copy."""
-    parameters = dict(model.named_parameters())
+    parameters = maskable(model)
     if not any(bool(parameters[name][~mask.to(parameters[name].device).bool()].any()) for name, mask in masks.items()):
         return model
     made = copy.deepcopy(model)
-    for name, parameter in made.named_parameters():
-        if name in masks:
-            parameter.mul_(masks[name].to(parameter))
+    Masks(masks).apply_(made)
     return made
 
 
-def _check(model: nn.Module, masks: Mapping[str, Tensor], small: nn.Module, example: Tensor) -> None:
+def _check(whole: nn.Module, small: nn.Module, example: Tensor) -> None:
     """The two give the same on the example, or there is an error and no smaller model."""
-    whole = _masked(model, masks)
+    rounding = max((torch.finfo(p.dtype).eps for p in whole.parameters() if p.is_floating_point()), default=0.0)
+    tolerance = max(TOLERANCE, 4 * rounding)  # with 16 bits, what is folded into a weight or a bias is rounded anew
     try:
         error = _difference(_outputs(whole, example), _outputs(small, example))
     except RuntimeError as caught:
@@ -370,11 +405,11 @@ def _check(model: nn.Module, masks: Mapping[str, Tensor], small: nn.Module, exam
             f"the smaller model does not run ({' '.join(str(caught).split())[:120]}); its forward has sizes written "
             "into it: leave those layers out of the pruning"
         ) from None
-    if not error <= TOLERANCE and example.is_floating_point():  # by rounding alone? Then not in float64
+    if not error <= tolerance and example.is_floating_point():  # by rounding alone? Then not in float64
         double = example.cpu().double()
         both = [_outputs(copy.deepcopy(net).cpu().double(), double) for net in (whole, small)]
         error = _difference(*both)
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         raise ShrinkError(
             f"the smaller model gives other outputs (by {error:.1e} of the largest); please report the model"
         )

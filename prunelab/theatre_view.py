@@ -30,7 +30,6 @@ STYLE = """<style>
 .prunelab-theatre svg {max-width: 100%; height: auto; font-size: 12px; display: block; overflow: visible}
 .prunelab-theatre text {fill: currentColor; stroke: var(--paper); stroke-width: 3px; paint-order: stroke}
 .prunelab-theatre .small {font-size: 10.5px}
-.prunelab-theatre .tiny {font-size: 8.5px}
 .prunelab-theatre .grid {stroke: var(--grid)}
 .prunelab-theatre .band {fill: var(--three); opacity: .22}
 .prunelab-theatre .mark {stroke: var(--two); stroke-width: 1.2; opacity: .45}
@@ -48,12 +47,6 @@ STYLE = """<style>
 .prunelab-theatre .numbers :is(span, b) {display: block; font-size: 12px; font-weight: normal; white-space: nowrap}
 .prunelab-theatre .numbers b {font-size: 17px; font-variant-numeric: tabular-nums}
 .prunelab-theatre .numbers small {font-size: 12px}
-.prunelab-theatre .plus {stroke: var(--one)} .prunelab-theatre .minus {stroke: var(--two); stroke-dasharray: 4 2}
-.prunelab-theatre .bundle {stroke: var(--one)} .prunelab-theatre .idle {stroke: var(--grey); stroke-dasharray: 1 3}
-.prunelab-theatre .lines path {fill: none}
-.prunelab-theatre .live {fill: var(--three); stroke: var(--three)}
-.prunelab-theatre .dead {fill: var(--paper); stroke: var(--grey)}
-.prunelab-theatre .box {fill: var(--paper); stroke: var(--three)}
 </style>"""
 
 

@@ -221,18 +221,16 @@ class Epoch:
     Attributes:
         loss: mean cross entropy over the samples, while the weights were changing; mean squared error of numbers.
         accuracy: running accuracy, likewise; NaN of numbers.
-        seconds: wall time of the stack's epoch divided by the members that shared it.
-        lockstep: how many shared it, those for whom a member of the same state was trained among them.
+        seconds: wall time of the stack's epoch divided by the members in the stack.
+        lockstep: how many these were.
+        alike: members in the same state, for whom one was trained; the machine spent ``seconds`` once for all of them.
     """
 
     loss: float
     accuracy: float
     seconds: float
     lockstep: int
-
-    def shared(self, among: int) -> Epoch:
-        """The part of one of so many members in the same state."""
-        return dataclasses.replace(self, seconds=self.seconds / among, lockstep=self.lockstep + among - 1)
+    alike: int = 1
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ class Population:
         for stack in self._plan([first for first, *_ in alike]):
             done.update(stack.epoch(self.data))
         for first, *rest in alike:
-            done[id(first)] = done[id(first)].shared(1 + len(rest))
+            done[id(first)] = dataclasses.replace(done[id(first)], alike=1 + len(rest))
             for member in rest:
                 member.follow(first)
                 done[id(member)] = done[id(first)]

@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from prunelab import experiment, train
+from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all, train_population
 from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.trained import masks_at
+from prunelab.trained import trained as trained_network
 
 DIGITS = Data("digits", train_size=200, test_size=200)
 NET = Model("mlp", (16, 12))
@@ -189,12 +192,16 @@ def test_runs_that_begin_alike_are_trained_once_until_they_part(tmp_path, traine
     alone = Store(tmp_path / "alone").epochs([one.id for one in runs])
     common = together.epochs[together.epochs["round"] == 0].groupby("id").size().min()
     assert shared == sum(trained) - common
-    timing = ["seconds", "lockstep"]
+    timing = ["seconds", "lockstep", "alike"]
     first = [frame[frame["epoch"] <= common].drop(columns=timing) for frame in (together.epochs, alone)]
     pd.testing.assert_frame_equal(*first, check_exact=True)
     later = [frame.drop(columns=timing).reset_index(drop=True) for frame in (together.epochs, alone)]
     pd.testing.assert_frame_equal(*later, rtol=2e-2)
-    assert (together.epochs["lockstep"] == 2).sum() >= 2 * common
+    assert (together.epochs["alike"] == 2).sum() == 2 * common
+    first = together.rounds[together.rounds["round"] == 0]
+    within = first["epochs"] == common  # of a round that goes on after they part, less is shared
+    np.testing.assert_allclose(first["seconds_spent"][within], first["seconds"][within] / 2)
+    assert (first["seconds_spent"] <= first["seconds"]).all()
 
 
 def test_a_penalty_makes_another_beginning(tmp_path, trained):
@@ -263,7 +270,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method
     whole = Store(tmp_path / "whole")
     for where in (store, whole):
         run_all([one], store=where, jobs=1, progress=False)
-    volatile = ["seconds", "prune_seconds", "finished", "git_commit"]
+    volatile = ["seconds", "seconds_spent", "prune_seconds", "finished", "git_commit"]
     for table in ("rounds", "epochs"):
         a, b = (getattr(s, table)([one.id]).drop(columns=volatile, errors="ignore") for s in (store, whole))
         pd.testing.assert_frame_equal(a, b)
@@ -333,3 +340,19 @@ def test_no_runs_and_no_jobs_are_refused(tmp_path):
         run_all([], store=Store(tmp_path))
     with pytest.raises(PrunelabError, match="jobs = 0: should be 1 or more"):
         run_all([run()], store=Store(tmp_path), jobs=0)
+
+
+@pytest.mark.parametrize("recover", ["finetune", "rewind", "none"])
+def test_accuracy_right_after_a_pruning_is_on_record(tmp_path, recover):
+    store = Store(tmp_path)
+    one = run("magnitude", amount=0.6, rounds=1, recover=recover)
+    rows = run_all([one], store=store, jobs=1, progress=False).rounds
+    run_all([run()], store=store, jobs=1, progress=False)
+    images = load(DIGITS)
+    model = trained_network(store, run(), images)
+    masks_at(store.removals(one), 1).apply_(model)
+    with torch.no_grad():
+        right = (model(images.scale(images.test.x)).argmax(1) == images.test.y).double().mean().item()
+    assert rows["pruned_test_accuracy"].isna().tolist() == [True, False]
+    assert rows["pruned_test_accuracy"].iloc[1] == pytest.approx(right)
+    assert (rows["pruned_test_accuracy"].iloc[1] == rows["test_accuracy"].iloc[1]) == (recover == "none")

@@ -325,7 +325,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, 
                 trained(store, method, **options)
         assert store.status(one) == "partial"
         _, again = trained(store, method, **options)
-        volatile = ["seconds", "prune_seconds", "finished"]
+        volatile = ["seconds", "seconds_spent", "prune_seconds", "finished"]
         for table in ("rounds", "epochs"):
             pd.testing.assert_frame_equal(
                 getattr(again, table).drop(columns=volatile, errors="ignore"),

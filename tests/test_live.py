@@ -365,6 +365,51 @@ def test_the_units_of_each_layer_are_counted(model, digits):
     assert "<td>10 of 10</td>" in table
 
 
+def test_the_network_is_drawn_on_request_and_follows_the_slider(model, digits):
+    explorer = PruningExplorer(model, digits, rate=0.5, evaluate=20)
+    assert "<table>" in explorer._screen.table.value
+    explorer.view.value = "network"
+    assert 'aria-label="Network at a pruning rate of 50 %. Live units: in' in explorer._screen.table.value
+    explorer.rate.value = 0.98
+    into = explorer.masks["hidden_2.weight"].any(1)
+    live = int((into & explorer.masks["output.weight"].any(0)).sum()), int(explorer.masks["output.weight"].any(1).sum())
+    assert live[0] < 20
+    assert f"hidden_2 {live[0]} of 20, output {live[1]} of 10." in explorer._screen.table.value
+    assert len(explorer.visited) == 2, "to look at it is no move"
+    explorer.view.value = "units"
+    assert "<table>" in explorer._screen.table.value
+
+
+def test_a_network_whose_layers_do_not_follow_one_by_one_is_drawn_as_bars(digits):
+    net = models.build(settings.Model("resnet20"), digits.shape, 10, 0)
+    explorer = PruningExplorer(net, digits, rate=0.5, evaluate=2)
+    explorer.view.value = "network"
+    assert "weights left per layer at a pruning rate of 50 %" in explorer._screen.table.value
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.7])
+def test_units_that_are_gone_whole_are_left_out_where_that_saves_time(digits, rate, monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.BatchNorm2d(12)),
+        *(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 20), nn.ReLU(), nn.Linear(20, 10)),
+    )
+    for norm in (net[1], net[4]):
+        nn.init.normal_(norm.running_mean, std=0.2)
+        nn.init.normal_(norm.bias)
+    explorer = PruningExplorer(net, digits, granularity="unit", rate=rate)
+    subject, x, y = explorer._subject, explorer._subject._sample.x, explorer._subject._sample.y
+    assert subject._smaller(explorer.masks) is None, "so small a network is measured before it is made smaller"
+    monkeypatch.setattr(live_pruning, "LARGE", 0)
+    small = subject._smaller(explorer.masks)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), explorer.model(x), rtol=1e-4, atol=1e-5)
+    assert subject.accuracy(explorer.masks) == measured(net, explorer.masks, x, y)
+    explorer.granularity.value = "weight"
+    assert subject._smaller(explorer.masks) is None
+
+
 # -- a network that is slow to measure ---------------------------------------------------------------------------------
 
 

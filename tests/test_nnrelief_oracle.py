@@ -301,6 +301,7 @@ class Residual:
         self.k = {name: np.ones(w.shape[:2], bool) for name, w in self.w.items()}
         self.kn = {name: np.ones(len(self.w[name]), bool) for name in self.CONVS}
         self.kb = np.ones(3, bool)
+        self.open = {"first": np.ones(STEM, bool), "second": np.ones(WIDE, bool)}  # shortcuts, channel by channel
 
     def branch(self, name, x, pruned, stride=1):
         w, norm = self.w[name].copy(), [value.copy() for value in self.norm[name]]
@@ -317,6 +318,8 @@ class Residual:
             x, shortcut = a, a[:, :, ::stride, ::stride]
             if block == "second":
                 shortcut = np.pad(shortcut, ((0, 0), (1, 1), (0, 0), (0, 0)))
+            if pruned:
+                shortcut = shortcut * self.open[block][:, None, None]
             middle = relu(self.branch(f"{block}.conv_1", x, pruned, stride))
             added = self.branch(f"{block}.conv_2", middle, pruned)
             a = relu(added + shortcut)
@@ -329,21 +332,28 @@ class Residual:
         self.k[name] &= conv_rule(x, self.w[name], None, stride, 1, reduce, faithful)[0]
 
     def compete(self, name, added, shortcut, with_norm):
-        """Section 1.5: whole filters go that add little; a shortcut without weights has nothing that could go."""
+        """Section 1.5: whole filters go that add little, and shortcuts close that bring little."""
         for unit in range(added.shape[1]):
             a = np.linalg.norm(np.abs(added[:, unit]).mean(0))
             b = np.linalg.norm(np.abs(shortcut[:, unit]).mean(0))
             if b > 0 and a / b < (1 - ALPHA) / ALPHA:
                 self.k[name][unit] = False
                 self.kn[name][unit] &= not with_norm
+            if a > 0 and b / a < (1 - ALPHA) / ALPHA:
+                self.open[name.partition(".")[0]][unit] = False
 
     def remove(self, name, unit, weights=True):
         if weights:
             self.k[name][unit] = False
         self.kn[name][unit] = False
 
-    def silent(self, name, shortcut, a):
-        return [u for u in range(a.shape[1]) if not a[:, u].any() and (shortcut is None or not shortcut[:, u].any())]
+    def remove_silent(self, name, a, weights=True):
+        """Units of a convolution whose activation is 0; behind an addition the shortcut closes with them."""
+        for unit in range(a.shape[1]):
+            if not a[:, unit].any():
+                self.remove(name, unit, weights)
+                if name.endswith("conv_2"):
+                    self.open[name.partition(".")[0]][unit] = False
 
     def constants(self):
         """What each convolution, BatchNorm and activation always gives; NaN where it varies."""
@@ -359,9 +369,11 @@ class Residual:
 
         stem = relu(branch("conv", np.full(2, np.nan)))
         middle = relu(branch("first.conv_1", stem))
-        known["between"] = relu(branch("first.conv_2", middle) + stem)
+        known["first"] = np.where(self.open["first"], stem, 0)
+        known["between"] = relu(branch("first.conv_2", middle) + known["first"])
         middle = relu(branch("second.conv_1", known["between"]))
-        known["out"] = relu(branch("second.conv_2", middle) + np.pad(known["between"], 1))
+        known["second"] = np.where(self.open["second"], np.pad(known["between"], 1), 0)
+        known["out"] = relu(branch("second.conv_2", middle) + known["second"])
         known["conv relu"], known["first.conv_1 relu"] = stem, relu(known["first.conv_1 norm"])
         known["second.conv_1 relu"] = relu(known["second.conv_1 norm"])
         return known
@@ -380,10 +392,14 @@ class Residual:
         out = column("output") & ~gone("out")
         read["second.conv_2"] = out
         read["second.conv_1"] = column("second.conv_2") & ~gone("second.conv_1 relu")
-        between = (column("second.conv_1") | out[1:4]) & ~gone("between")
+        brought = out & ~gone("second") & self.open["second"]
+        between = (column("second.conv_1") | brought[1:4]) & ~gone("between")
         read["first.conv_2"] = between
         read["first.conv_1"] = column("first.conv_2") & ~gone("first.conv_1 relu")
-        read["conv"] = (column("first.conv_1") | between) & ~gone("conv relu")
+        brought = between & ~gone("first") & self.open["first"]
+        read["conv"] = (column("first.conv_1") | brought) & ~gone("conv relu")
+        self.open["second"] &= out & ~gone("second")
+        self.open["first"] &= between & ~gone("first")
         for name in self.CONVS:
             for unit in np.flatnonzero(~read[name] | gone(f"{name} norm")):
                 self.remove(name, unit, name not in spared)
@@ -393,8 +409,7 @@ class Residual:
         for name, (given, added, shortcut, a) in seen.items():
             if name != "conv":
                 self.rule(name, given, reduce, True)
-            for unit in self.silent(name, shortcut, a):
-                self.remove(name, unit, name != "conv")
+            self.remove_silent(name, a, name != "conv")
             if added is not None:
                 self.compete(name, added, shortcut, False)
         keep, self.kb = dense_rule(self.run(x, True)[1], self.w["output"], self.b, True)
@@ -410,15 +425,14 @@ class Residual:
         for name, (_, added, shortcut, _) in self.run(x, True)[0].items():
             if added is not None:
                 self.compete(name, added, shortcut, True)
-        for name, (_, _, shortcut, a) in self.run(x, True)[0].items():
-            for unit in self.silent(name, shortcut, a):
-                self.remove(name, unit)
+        for name, (*_, a) in self.run(x, True)[0].items():
+            self.remove_silent(name, a)
         self.backwards(self.constants())
 
 
 @pytest.mark.parametrize("variant", ["corrected", "faithful"])
 def test_masks_of_a_residual_net_are_those_of_the_oracle(variant):
-    lost, spared = 0, 0
+    lost, spared, shut = 0, 0, {"first": 0, "second": 0}
     for seed in SEEDS:
         model, x = residual_of(seed)
         reduce = ("mean_of_norm", "norm_of_mean", "sum")[seed % 3]
@@ -430,9 +444,13 @@ def test_masks_of_a_residual_net_are_those_of_the_oracle(variant):
             equal(found, f"{name}.weight", oracle.k[name])
             for part in ("weight", "bias"):
                 equal(found, f"{name.replace('conv', 'norm')}.{part}", oracle.kn[name])
+        for block, opened in oracle.open.items():
+            equal(found, f"{block}.shortcut.open", opened)
+            shut[block] += (~opened[1:4]).sum()  # those that are zero-padded apart
         equal(found, "output.weight", oracle.k["output"])
         equal(found, "output.bias", oracle.kb)
         lost += sum((~oracle.k[f"{block}.conv_2"].any(1)).sum() for block in ("first", "second"))
         spared += oracle.k["conv"].all()
     assert lost > 20
+    assert min(shut.values()) > 5
     assert (spared == len(SEEDS)) == (variant == "faithful")  # where there are shortcuts, its first convolution stays

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 
@@ -343,6 +344,8 @@ def test_provenance_is_read_from_the_rounds():
         "preset": "quick", "n": "3 seeds", "interval": "mean ± 95 % t interval", "data": ["iris"], "runs": 9,
         "hardware": "cpu, 2 threads", "minutes": 0.45, "protocol": "25 epochs",
     }  # fmt: skip
+    alike = rounds().assign(seconds_spent=[1.0] * 6 + [math.nan] * 3)  # trained once for three; rows of earlier runs
+    assert plots.provenance(alike, "quick")["minutes"] == (6 * 1.0 + 3 * 3.0) / 60
     claims = pd.DataFrame({"verdict": ["confirmed"]})
     assert plots.provenance(rounds(), "quick", claims=claims)["claims"] is claims
     with pytest.raises(PrunelabError, match="did you mean 'quick'"):
@@ -385,3 +388,28 @@ def test_reported_curves_are_drawn_under_ours_and_counted():
     titles = [ax.get_title("left") for ax in picture.axes if ax.get_visible()]
     assert titles == ["ours: test accuracy (%)", "min: 1 of 2 agree", "max"]
     assert picture.axes[0].get_xlim()[0] > picture.axes[0].get_xlim()[1]  # from the whole network to nothing
+
+
+def test_units_are_drawn_as_images_of_their_weights_and_dead_ones_are_crossed():
+    weights = np.zeros((20, 3, 2, 2))
+    weights[:5] = np.arange(60).reshape(5, 3, 2, 2) - 30
+    picture = plots.filters(weights, most=18)
+    drawn = [ax for ax in picture.axes if ax.images]
+    assert len(drawn) == 18
+    assert np.allclose(drawn[1].images[0].get_array(), weights[1].mean(0))
+    assert [len(ax.lines) for ax in drawn] == [0] * 5 + [2] * 13
+    assert picture.alt == "Incoming weights of 18 of 20 units as images; 5 of 20 units keep a weight."
+    assert plots.filters(weights).png() == plots.filters(weights).png()
+    with pytest.raises(PrunelabError, match=r"weights of shape \(3, 4\)"):
+        plots.filters(np.zeros((3, 4)))
+
+
+def test_what_was_requested_stands_against_what_was_achieved():
+    rows = pd.DataFrame(
+        {"strategy": ["a", "a", "b"], "requested_sparsity": [0.5, 0.75, 0.5], "sparsity": [0.5, 0.75, 0.4]}
+    )
+    picture = plots.requested_against_achieved(rows)
+    assert line(picture.axes[0], "b").get_xydata().tolist() == [[0.5, 0.4]]
+    assert picture.alt.endswith("Largest difference: a 0.0000; b 0.1000.")
+    with pytest.raises(PrunelabError, match="requested"):
+        plots.requested_against_achieved(rows.assign(sparsity=math.nan))

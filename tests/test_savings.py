@@ -34,6 +34,8 @@ def test_a_form_has_the_counts_of_what_it_is(made):
     assert rows.loc["unstructured", "bytes"] < dense["bytes"]
     assert rows.loc["filters, masked", "macs"] == dense["macs"] > small["macs"]
     assert rows.loc["filters, masked", "correct"] == small["correct"] == rows.loc["shrunk, ONNX", "correct"]
+    assert rows.loc["shrunk, folded", "correct"] == small["correct"]
+    assert rows.loc["shrunk, folded", "parameters"] < small["parameters"]
     assert rows.loc["shrunk, ONNX, int8", "macs"] == small["macs"]
     assert rows.loc["shrunk, ONNX, int8", "bytes"] < rows.loc["shrunk, ONNX", "bytes"]
     assert dense["speedup"] == 1
@@ -48,6 +50,14 @@ def test_the_network_of_a_run_answers_as_the_run_did(tmp_path):
     rows = savings.table({"dense": model, "again": model}, dataset, repeats=3)
     assert rows["test_accuracy"].tolist() == pytest.approx([results.last["test_accuracy"].item()] * 2)
     assert rows["nonzero"].iloc[0] < rows["parameters"].iloc[0]
+
+
+def test_a_network_without_batchnorm_has_no_folded_form(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    dataset = data.load(Data("digits"))
+    dense = models.build(Model("mlp", (8,)), dataset.shape, len(dataset.classes), 0)
+    assert "shrunk, folded" not in savings.forms(dense, dense, dense, dataset, tmp_path)
 
 
 def test_widths_of_the_rounded_form_are_multiples(made):

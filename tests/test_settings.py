@@ -76,3 +76,13 @@ def test_flat_columns_hold_every_setting_once():
     assert columns["prune.trigger"] == "static"
     assert columns["train.epochs"] == 25
     assert not any(isinstance(value, list | dict) for value in columns.values())
+
+
+def test_a_run_is_shown_by_its_id_and_what_is_not_default():
+    run = Run(Data("digits"), train=Train(epochs=3), prune=Prune("snip", options={"granularity": "<unit>"}))
+    shown = run._repr_html_()
+    assert f"<caption>{run.id}</caption>" in shown
+    assert "<td>train.epochs</td><td>3</td>" in shown
+    assert "<td>prune.options.granularity</td><td>&lt;unit&gt;</td>" in shown
+    assert "train.lr" not in shown
+    assert "Run(" in repr(run)

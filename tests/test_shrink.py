@@ -219,6 +219,12 @@ def test_a_filter_takes_its_normalisation_and_the_inputs_of_the_next_layer_with_
     assert found.stayed == {}
 
 
+def test_a_network_of_16_bits_is_held_to_what_16_bits_can_tell():
+    model, x = made("unpadded").bfloat16(), torch.randn(IMAGES).bfloat16()
+    small = shrink(model, without_row(model, "0", 1, bias=False), x)
+    assert (small[0].out_channels, small[0].weight.dtype) == (4, torch.bfloat16)
+
+
 def test_what_an_addition_joins_goes_together_or_not_at_all():
     model, x = made("projection skip"), torch.randn(IMAGES)
     one = without_row(model, "second", 2)

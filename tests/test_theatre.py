@@ -31,7 +31,7 @@ METHODS = {
     "dyprune": Prune("dyprune", options={"trigger": "static", "every": 3, "rate": 0.3}),
     "magnitude": Prune("magnitude", amount=0.5, rounds=2, recover="rewind"),
 }
-VOLATILE = ["seconds", "prune_seconds", "finished", "git_commit", "status"]
+VOLATILE = ["seconds", "seconds_spent", "prune_seconds", "finished", "git_commit", "status"]
 
 
 @pytest.fixture(autouse=True)
@@ -408,6 +408,27 @@ def test_kernels_are_drawn_by_filter_and_large_layers_as_bars():
     bars = theatre_drawing.layers([("<a>.weight", 1, 4), ("b.weight", 0, 2)], "after epoch 1")
     assert "&lt;a&gt; 25.0 %" in bars
     assert "b 0.0 %" in bars
+
+
+def test_connections_between_pieces_of_bars_are_those_that_live():
+    random = np.random.default_rng(1)
+    first, second = (random.normal(size=shape) * (random.random(shape) < 0.004) for shape in ((90, 200), (30, 90)))
+    drawn = theatre_drawing.network([first, second], [90], "")
+    through = (first != 0).any(1) & (second != 0).any(0)
+    layers = (
+        (first, through, (first != 0).any(0), (200, 90)),
+        (second, (second != 0).any(1), through, (90, 30)),
+    )
+    for name, side in (("plus", 1), ("minus", -1), ("idle", 0)):
+        expected = set()
+        for matrix, out, into, units in layers:
+            passes = out[:, None] & into
+            wanted = (np.sign(matrix) == side) & passes if side else (matrix != 0) & ~passes
+            places = np.argwhere(wanted) * [min(theatre_drawing.PIECES, count) for count in units[::-1]] // units[::-1]
+            expected |= {(units, *pair) for pair in places.tolist()}
+        found = sum(path.count("M") for path in re.findall(rf'class="{name}"[^>]* d="(M[^"]*)"', drawn))
+        assert found == len(expected)
+        assert found
 
 
 def test_a_picture_takes_a_few_milliseconds_and_is_small():

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
+from prunelab.gates import Gate
 
 
 class Block(nn.Module):
     """Two convolutions with BatchNorm; the shortcut takes every second pixel and adds channels of zeros (option A).
+
+    The shortcut has no weights; a ``Gate`` in it is where masks can close its channels.
 
     Args:
         channels: of the input.
@@ -28,6 +31,7 @@ class Block(nn.Module):
         self.norm_2, self.relu_2 = nn.BatchNorm2d(filters), nn.ReLU()
         self.stride, self.before = stride, (filters - channels) // 2
         self.behind = filters - channels - self.before
+        self.shortcut = Gate(filters)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, channels, H, W] -> [N, filters, H / stride, W / stride]."""
@@ -36,7 +40,7 @@ class Block(nn.Module):
             x = x[:, :, :: self.stride, :: self.stride]
         if self.before or self.behind:
             x = F.pad(x, (0, 0, 0, 0, self.before, self.behind))
-        return self.relu_2(y + x)
+        return self.relu_2(y + self.shortcut(x))
 
 
 def resnet(depth: int) -> Callable[[tuple[int, ...], tuple[int, ...], int], nn.Sequential]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunelab.channels import Survey
 from prunelab.graph import Graph, Node, traced
-from prunelab.masks import Masks
+from prunelab.masks import Masks, maskable
 from prunelab.pruners.activations import evaluating
 from prunelab.pruners.signals import inputs
 
@@ -52,7 +52,7 @@ def silent_units(model: nn.Module, graph: Graph, layers: Iterable[str], x: Tenso
     """Layer -> which units have a signal: False where the activation is 0 for every sample at every place; bool.
 
     Where the units are added to others, the sum has to be 0, and the others too: else they would come through when the
-    units are gone.
+    units are gone. What comes through a gate need not be 0, since it can be closed.
     """
     looked: dict[str, list[str]] = {}
     for node in graph.weighted():
@@ -71,7 +71,7 @@ def _ends(graph: Graph, node: Node) -> list[str]:
     while len(readers := graph.consumers(node.name)) == 1:
         (reader,) = readers
         if reader.kind == "add" and len(reader.inputs) == 2 and not others:
-            others = [name for name in reader.inputs if name != node.name]
+            others = [name for name in reader.inputs if name != node.name and graph[name].kind != "gate"]
         elif reader.kind not in ("batchnorm", "elementwise"):
             break
         node = reader
@@ -81,13 +81,13 @@ def _ends(graph: Graph, node: Node) -> list[str]:
 def _axis(graph: Graph, name: str) -> int:
     """The axis of the channels: behind a Linear the last one, else the second."""
     node = graph[name]
-    while node.kind in ("batchnorm", "elementwise", "add") and node.inputs:
+    while node.kind in ("batchnorm", "elementwise", "gate", "add") and node.inputs:
         node = graph[node.inputs[0]]
     return len(node.shape) - 1 if node.kind == "linear" else 1
 
 
 def unread_units(model: nn.Module, graph: Graph, masks: Masks, forward: bool = True) -> dict[str, Tensor]:
-    """Weighted layer -> which units are read by anything on the way to the output; bool.
+    """Weighted layer or gate -> which of its units are read by anything on the way to the output; bool.
 
     The two sides of an addition are looked at one by one: a filter that is added to a shortcut may be read by nobody
     although the shortcut is read further on.
@@ -109,6 +109,8 @@ def unread_units(model: nn.Module, graph: Graph, masks: Masks, forward: bool = T
             norm = _norm_behind(graph, node)  # what it makes of 0 may be a constant that is read
             keep = own if norm is None else wanted & ~zero[norm.name]
             found[node.module_name] = found.get(node.module_name, torch.zeros_like(keep)) | keep
+        if node.kind == "gate" and node.name in read:
+            found[node.module_name] = found.get(node.module_name, torch.zeros_like(own)) | own
         for name, part in _reads(survey, node, own).items():
             read[name] |= part
     return found
@@ -131,6 +133,8 @@ def _reads(survey: Survey, node: Node, own: Tensor) -> dict[str, Tensor]:
         groups = getattr(node.module, "groups", 1)
         rows = (kept.flatten(2).any(2) if kept.dim() > 2 else kept) & own[:, None]
         return {known[0]: rows.unflatten(0, (groups, -1)).any(1).flatten()}
+    if node.kind == "gate":
+        return {known[0]: own & (survey.parameter(node.module_name, "open") != 0)}
     if node.kind == "flatten":
         return {known[0]: own.view(len(survey.values[known[0]].ids), -1).any(1)}
     if node.kind == "cat":
@@ -144,12 +148,12 @@ def _reads(survey: Survey, node: Node, own: Tensor) -> dict[str, Tensor]:
 
 
 def unit_rows(model: nn.Module, graph: Graph, units: Mapping[str, Tensor], norms: bool = True) -> Masks:
-    """Masks of weight and bias of each layer, and of a BatchNorm that alone reads it, without the absent units.
+    """Masks of weight and bias of each layer, and of a BatchNorm that alone reads it, and of gates, without some units.
 
     Args:
         model: the model.
         graph: of the model.
-        units: layer -> bool [units], True = keep.
+        units: layer or gate -> bool [units], True = keep.
         norms: whether BatchNorm goes too, so that the unit gives 0 and not the constant that is made of 0.
     """
     named = dict(units)
@@ -159,7 +163,7 @@ def unit_rows(model: nn.Module, graph: Graph, units: Mapping[str, Tensor], norms
             named[norm.module_name] = units[node.module_name]
     masks = {}
     for module, keep in named.items():
-        for name, parameter in model.get_submodule(module).named_parameters(recurse=False):
-            rows = keep.to(parameter.device).view(-1, *[1] * (parameter.dim() - 1)).expand(parameter.shape)
+        for name, tensor in maskable(model.get_submodule(module)).items():
+            rows = keep.to(tensor.device).view(-1, *[1] * (tensor.dim() - 1)).expand(tensor.shape)
             masks[f"{module}.{name}" if module else name] = rows
     return Masks(masks)

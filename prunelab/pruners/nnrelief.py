@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.graph import Graph, trace
-from prunelab.masks import Masks, layer_of
+from prunelab.masks import Masks, layer_of, maskable
 from prunelab.pruners.liveness import mean_sizes, silent_units, unit_rows, unread_units
 from prunelab.pruners.signals import Reduce, carries, inputs, pruning_set, signals
 from prunelab.settings import settings
@@ -29,8 +29,9 @@ class NNrelief:
     The signal of connection i of unit j is mean |w_ij x_i| over the pruning set, for a filter the mean norm of
     |K_ij| * |x_i|, and |b_j| (for a filter times sqrt of the positions) for the bias. Then units without a signal go
     (their activation is 0 over the whole pruning set), and those that nobody reads. Where two values are added, as in
-    residual blocks, the filter goes that adds less than (1 - alpha) / alpha of what comes over the other side; a
-    shortcut without weights has nothing that could go.
+    residual blocks, the filter goes that adds less than (1 - alpha) / alpha of what comes over the other side, and the
+    channel of a shortcut is closed that brings less than that of what the filter adds. Closing takes a ``Gate`` in the
+    shortcut, as the models of this package have; one without is left open.
 
     The rule itself decides how much goes: the ``amount`` of a round is not read, whatever it is.
 
@@ -38,8 +39,8 @@ class NNrelief:
     reads goes until nothing changes. ``faithful``: as the published code: also what equals the first that goes, and at
     least one connection of every unit; convolutions first, by the activations of this step before anything went, then
     fully connected layers on the pruned convolutions; backwards once; with additions the first convolution stays, and
-    so does the BatchNorm of filters that lose to a shortcut. Two things of that code need more than masks, and are left
-    out: it closes shortcuts of single channels, and sets BatchNorm of dead filters to 0 only once.
+    so does the BatchNorm of filters that lose to a shortcut. One thing of that code needs more than masks, and is left
+    out: it sets BatchNorm of dead filters to 0 only once.
 
     Attributes:
         alpha_fc: share of the signal that stays, of fully connected layers (0.95, the published default).
@@ -138,10 +139,14 @@ class _Step:
             return Masks({})
         with _pruned(self.model, masks):
             heard = silent_units(self.model, self.graph, layers, self.data)
-        return self._rows(heard, spared)
+        gates = {gate: heard[layer] for gate, layer in _gates(self.graph, masks).items() if layer in heard}
+        return self._rows(heard | gates, spared)
 
     def _weaker(self, masks: Masks) -> Masks:
-        """In every addition the sides that end in a masked convolution against the other one, channel by channel."""
+        """In every addition the sides that end in a masked convolution against the other one, channel by channel.
+
+        So do gates, which stay open where both bring as much.
+        """
         sides = _sides(self.graph, masks)
         least = (1 - self.rule.alpha_conv) / self.rule.alpha_conv
         with _pruned(self.model, masks):
@@ -153,12 +158,16 @@ class _Step:
             layer: (level[own] >= least * level[other]) | (level[own] > level[other])
             for layer, (own, other) in sides.items()
         }
+        for gate, layer in _gates(self.graph, masks).items():
+            other, own = (level[name] for name in sides[layer])
+            keep[gate] = (own >= least * other) | (own >= other)
         return unit_rows(self.model, self.graph, keep, norms=self.rule.variant != "faithful")
 
     def _unread(self, masks: Masks, forward: bool = True, spared: set[str] = frozenset()) -> Masks:  # type: ignore[assignment]
         """Units of masked layers that nothing on the way to the output reads go."""
         found = unread_units(self.model, self.graph, masks, forward)
-        return self._rows({name: found[name] for name in _layers(masks) if name in found}, spared)
+        names = [*_layers(masks), *_gates(self.graph, masks)]
+        return self._rows({name: found[name] for name in names if name in found}, spared)
 
     def _rows(self, units: Mapping[str, Tensor], spared: set[str]) -> Masks:
         """Rows without the absent units; of spared layers only those of their BatchNorm."""
@@ -185,6 +194,15 @@ def _sides(graph: Graph, masks: Masks) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _gates(graph: Graph, masks: Masks) -> dict[str, str]:
+    """Gate -> the masked convolution to whose filters it adds."""
+    found: dict[str, str] = {}
+    for layer, (_, other) in _sides(graph, masks).items():
+        if graph[other].kind == "gate":
+            found.setdefault(graph[other].module_name, layer)
+    return found
+
+
 def _understood(graph: Graph) -> None:
     """Refuse a model with an operation whose channels cannot be followed."""
     for node in graph:
@@ -198,7 +216,7 @@ def _understood(graph: Graph) -> None:
 @contextmanager
 def _pruned(model: nn.Module, masks: Masks) -> Iterator[None]:
     """The model with masks applied, for a while; its weights are put back bit by bit."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = maskable(model)
     kept = {name: parameters[name].detach().clone() for name in masks}
     masks.apply_(model)
     try:

@@ -1,0 +1,88 @@
+"""NNrelief's experiment from protocol to table: the published code's selection, and its csv, beside honest numbers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from prunelab import models, tables
+from prunelab.data import load
+from prunelab.experiment import run_all
+from prunelab.protocols import nnrelief
+from prunelab.published_counts import counted_parameters, flops, published_rows
+from prunelab.reported_curves import best_test_epochs
+from prunelab.results import Store
+from prunelab.trained import masks_at
+
+SIZES = {"data": "digits", "hidden": (12, 8), "epochs": 3, "rounds": 2, "train_size": 200}
+COLUMNS = ["seed", "iter", "acc_pruned", "acc_retrained", "cr", "remained_percentage", "architecture", "FLOPs"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("runs"))
+    named = {variant: nnrelief("lenet_300_100", 2, variant=variant, **SIZES) for variant in ("faithful", "corrected")}
+    return run_all(named, store=store, jobs=1, progress=False)
+
+
+def test_only_the_faithful_protocol_looks_at_the_test_part_in_every_epoch():
+    faithful, corrected = (nnrelief("lenet_5", 1, variant=variant)[0] for variant in ("faithful", "corrected"))
+    assert faithful.train.test_every_epoch
+    assert faithful.retrain.test_every_epoch
+    assert not corrected.train.test_every_epoch
+    before = dataclasses.replace(corrected.train, test_every_epoch=False)
+    assert dataclasses.replace(corrected, train=before).id == corrected.id
+
+
+def test_the_best_test_epoch_stands_beside_the_honest_accuracy(study):
+    found = best_test_epochs(study.rounds, study.epochs)
+    assert len(found) == len(study.rounds)
+    faithful = found[found["strategy"] == "faithful"]
+    for row in faithful.to_dict("records"):
+        own = study.epochs[(study.epochs["id"] == row["id"]) & (study.epochs["round"] == row["round"])]
+        assert len(own) == 3
+        assert row["best_test_epoch_accuracy"] == own["test_accuracy"].max()
+        assert row["test_accuracy"] == own["test_accuracy"].iloc[-1]
+    assert (faithful["best_test_epoch_accuracy"] >= faithful["test_accuracy"]).all()
+    assert found.loc[found["strategy"] == "corrected", "best_test_epoch_accuracy"].isna().all()
+    honest = found[found["strategy"] == "corrected"]
+    for rows, there in ((faithful, True), (honest, False)):
+        table = tables.comparison(rows, by="round", metrics=["test_accuracy", "best_test_epoch_accuracy"])
+        assert any("selected on the test set" in column for column in table.frame) == there
+        assert ("best_test_epoch_accuracy" in table.numbers) == there
+
+
+def test_rows_have_the_columns_of_the_published_csv(study):
+    honest = study.rounds[study.rounds["strategy"] == "corrected"]
+    rows = published_rows(study.store, honest)
+    assert list(rows.columns) == COLUMNS
+    assert rows["seed"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert rows["iter"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert rows["acc_pruned"].isna().tolist() == [True, False, False] * 2
+    np.testing.assert_array_equal(rows["acc_retrained"], honest["test_accuracy"])
+    np.testing.assert_allclose(rows["cr"] * rows["remained_percentage"], 100)
+    assert rows["architecture"].iloc[0] == "12-8"
+    run = study.store.settings(honest["id"].iloc[0])
+    data = load(run.data)
+    model = models.build(run.model, data.shape, 10, 0)
+    masks = masks_at(study.store.removals(run.id), 2)
+    assert rows["cr"].iloc[2] == counted_parameters(model) / counted_parameters(model, masks)
+    assert rows["FLOPs"].iloc[2] == flops(model, data.shape, masks)
+
+
+def test_rows_of_several_strategies_say_which_and_count_as_their_variant_does(study):
+    rows = published_rows(study.store, best_test_epochs(study.rounds, study.epochs))
+    assert list(rows.columns) == ["strategy", *COLUMNS, "best_test_epoch_accuracy"]
+    dense = rows[rows["iter"] == 0].groupby("strategy")["FLOPs"].first()
+    assert dense["corrected"] - dense["faithful"] == 12 + 8 + 10  # an addition less for every output
+    assert rows.groupby("strategy")["best_test_epoch_accuracy"].count().to_dict() == {"corrected": 0, "faithful": 6}
+
+
+def test_rows_of_runs_from_before_it_was_measured_lack_the_accuracy_after_pruning(study):
+    old = study.rounds.assign(pruned_test_accuracy=np.nan)
+    assert published_rows(study.store, old)["acc_pruned"].isna().all()
+
+
+def test_the_first_convolution_of_a_residual_network_counts_where_counting_is_right():
+    model = models.build(nnrelief("resnet20", 1)[0].model, (3, 32, 32), 10, 0)
+    assert counted_parameters(model, faithful=False) - counted_parameters(model) == 432
