@@ -115,8 +115,8 @@ def run_all(
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
     named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
-    if empty := [name for name, group in named.items() if not group]:
-        raise PrunelabError(f"no runs of {empty[0]!r} were asked for: should be at least one; is the number of seeds 0?")
+    if bare := [name for name, group in named.items() if not group]:
+        raise PrunelabError(f"no runs of {bare[0]!r} were asked for: should be at least one; is the number of seeds 0?")
     runs = list({run.id: run for run in (itertools.chain(*named.values()) if named else runs)}.values())
     if not runs:
         raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")

@@ -203,6 +203,7 @@ def filters(weights: np.ndarray, *, most: int = 64, **shown: Unpack[Shown]) -> P
         for ax, image, gone in zip(axes.flat, images, dead, strict=False):
             drawn = ax.imshow(image, cmap="PuOr", vmin=-edge, vmax=edge, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(True)
             ax.grid(visible=False)
             if gone:
                 ax.plot([0, 1], [0, 1], transform=ax.transAxes, color="#6b7280", linewidth=0.8)

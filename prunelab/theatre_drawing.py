@@ -190,7 +190,8 @@ def _paths(
 ) -> str:
     """The connections of one layer as a few paths, one for each width and kind."""
     strongest = max(float(sums.max()) for sums in found)
-    crowd = min(1.0, (140 / max(1, sum(map(np.count_nonzero, found)))) ** 0.5)  # the more lines, the paler is each
+    room = min(1.0, (ends[1] - ends[0]) / 80) ** 2  # the more lines there are, and the shorter, the paler is each
+    crowd = min(1.0, room * (140 / max(1, sum(map(np.count_nonzero, found)))) ** 0.5)
     left, right = (f"{end:.0f}" for end in ends)
     starts, stops = ([f"{y:.0f}" for y in side] for side in heights)
     paths = []

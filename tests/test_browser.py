@@ -233,6 +233,9 @@ def test_the_explorer_is_dragged_undone_kept_and_fine_tuned(desk):
         assert accuracy_shown(lab) > pruned
         assert places(lab) == before, "the layout jumps"
         assert cut_off(lab) == []
+        lab.get_by_role("button", name="network", exact=True).click()
+        lab.get_by_role("img", name=re.compile("Network at a pruning rate of 89 %. Live units: in 64")).wait_for()
+        press(lab, "units")
         lab.get_by_text(re.compile("Layer by layer: no layer")).click()
         lab.get_by_role("slider").nth(1).focus()
         lab.keyboard.press("ArrowRight")

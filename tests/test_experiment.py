@@ -338,7 +338,7 @@ def test_a_run_that_follows_an_unknown_one_is_refused(tmp_path):
 def test_no_runs_and_no_jobs_are_refused(tmp_path):
     with pytest.raises(PrunelabError, match="no runs were asked for"):
         run_all([], store=Store(tmp_path))
-    with pytest.raises(PrunelabError, match="no runs of 'dense' were asked for: .* is the number of seeds 0"):
+    with pytest.raises(PrunelabError, match=r"no runs of 'dense' were asked for: .* is the number of seeds 0"):
         run_all({"pruned": [run("magnitude")], "dense": []}, store=Store(tmp_path))
     with pytest.raises(PrunelabError, match="jobs = 0: should be 1 or more"):
         run_all([run()], store=Store(tmp_path), jobs=0)

@@ -421,7 +421,7 @@ def moved_by_a_person(explorer, index):
 def test_a_part_of_the_sample_comes_first_and_is_called_so(model, digits, monkeypatch):
     explorer = PruningExplorer(model, digits, rate=0.5)
     monkeypatch.setattr(live, "HURRY", -1.0)
-    explorer._subject._sample.suit(10**9)  # 16 samples at a time
+    explorer._subject._sample.suit(10**12)  # 16 samples at a time
 
     async def drag():
         moved_by_a_person(explorer, 70)
@@ -445,7 +445,7 @@ def test_a_part_of_the_sample_comes_first_and_is_called_so(model, digits, monkey
 def test_a_program_gets_the_whole_answer_at_once(model, digits, monkeypatch):
     explorer = PruningExplorer(model, digits, rate=0.5)
     monkeypatch.setattr(live, "HURRY", -1.0)
-    explorer._subject._sample.suit(10**9)
+    explorer._subject._sample.suit(10**12)
 
     async def move():
         explorer.rate.value = 0.7
