@@ -360,8 +360,7 @@ def runs_export(path: tyro.conf.Positional[Path], runs: Names = (), /) -> int:
         path: of the tar file.
         runs: ids; none: all.
     """
-    from prunelab import archive
-    from prunelab.results import Store
+    from prunelab.results import Store, archive
 
     print(f"{len(archive.export(Store(), path, runs or None))} runs in {path}")
     return 0
@@ -373,8 +372,7 @@ def runs_import(path: tyro.conf.Positional[Path], /) -> int:
     Args:
         path: what `prunelab runs export` wrote.
     """
-    from prunelab import archive
-    from prunelab.results import Store
+    from prunelab.results import Store, archive
 
     report = archive.import_(Store(), path)
     print(", ".join(f"{len(getattr(report, part))} {part}" for part in report.__dataclass_fields__))
@@ -389,8 +387,7 @@ def runs_gc(days: float = 7, failed: bool = False, dry_run: bool = False) -> int
         failed: delete failed runs too, so that they are tried again.
         dry_run: only say what would go.
     """
-    from prunelab import archive
-    from prunelab.results import Store
+    from prunelab.results import Store, archive
 
     garbage = archive.gc(Store(), days, failed, dry_run)
     for item in garbage:

@@ -6,8 +6,8 @@ import html
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from prunelab.layer_plots import schedule_curves
-from prunelab.pictures import Look, Picture
+from prunelab.plots.layers import schedule_curves
+from prunelab.plots.pictures import Look, Picture
 from prunelab.schedules import Ramp
 from prunelab.settings import Prune
 

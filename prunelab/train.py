@@ -26,8 +26,8 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from prunelab import prefix
-from prunelab.augment import augment
 from prunelab.data import Dataset, Split
+from prunelab.data.augment import augment
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.narrow import Narrow, narrow

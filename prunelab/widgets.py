@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from prunelab import marks, plots, tables, versus
+from prunelab import plots, tables, versus
 from prunelab.errors import PrunelabError
-from prunelab.pictures import Look, Picture
+from prunelab.plots import marks
+from prunelab.plots.pictures import Look, Picture
 from prunelab.quantities import need, quantity
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import activity, layer_plots
+from prunelab import activity
 from prunelab.errors import PrunelabError
+from prunelab.plots import layers
 
 
 @pytest.fixture
@@ -61,4 +62,4 @@ def test_the_summary_by_hand():
 def test_the_picture_counts_the_units_that_fire(net):
     x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1])
     patterns = activity.firing(net, x, y, ["a", "b"]).assign(network="dense")
-    assert "dense, 0: 1 of 2 units fire." in layer_plots.firing(patterns).alt
+    assert "dense, 0: 1 of 2 units fire." in layers.firing(patterns).alt

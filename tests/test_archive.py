@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab import archive
-from prunelab.results import Checkpoint, Store, StoreError
+from prunelab.results import Checkpoint, Store, StoreError, archive
 from prunelab.settings import Prune, Run
 
 RUNS = [Run(seed=0), Run(seed=1, prune=Prune(method="dropnet", options={"k": 2}))]

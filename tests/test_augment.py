@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from prunelab.augment import PADDING, affine_matrices, augment
+from prunelab.data.augment import PADDING, affine_matrices, augment
 from prunelab.errors import PrunelabError
 
 

@@ -15,11 +15,11 @@ from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
 from prunelab.masks import Masks
+from prunelab.plots.tradeoff import forms, tradeoffs
 from prunelab.protocols import in_one_training
 from prunelab.pruners.select import keep_as_many, unit_masks
 from prunelab.reported_curves import literature
 from prunelab.results import Store
-from prunelab.tradeoff_plots import forms, tradeoffs
 
 SMALL = {"data": "digits", "rounds": 2, "seeds": 1, "epochs": 1, "recovery": 1, "train_size": 200}
 

@@ -25,7 +25,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from prunelab import data, paths
-from prunelab.data_sources import SOURCES
+from prunelab.data.sources import SOURCES
 from prunelab.errors import PrunelabError
 from prunelab.settings import Data
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import PathCollection
 
-from prunelab import drawing
 from prunelab.errors import PrunelabError
+from prunelab.plots import drawing
 
 FIRST = np.array([[0.5, 0.0, -1.0], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.25]])  # 3 inputs, 4 hidden neurons
 LAST = np.array([[1.0, 3.0, 0.0, -0.5], [0.0, 0.0, 0.0, 0.125]])  # 2 outputs

@@ -13,7 +13,7 @@ from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import check, run_all
 from prunelab.masks import Masks
-from prunelab.paired_plots import ours_and_reported
+from prunelab.plots.paired import ours_and_reported
 from prunelab.protocols import dropneuron
 from prunelab.pruners import prune
 from prunelab.pruners.dropneuron import (

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import prunelab
-from prunelab import cost, data, live, live_controls, live_offer, live_pruning, live_view, models, settings
+from prunelab import cost, data, models, settings
 from prunelab.errors import PrunelabError
-from prunelab.live import PruningExplorer
+from prunelab.live import PruningExplorer, controls, offer, pruning, view
+from prunelab.live import explorer as live
 from prunelab.pruners.magnitude import Magnitude
 
 
@@ -194,7 +195,7 @@ def test_a_message_of_the_browser_moves_it(model, digits):
 def test_a_rate_between_the_steps_gets_a_position(model, digits):
     explorer = PruningExplorer(model, digits, rate=0.8765)
     assert explorer.rate.label == "87.65 %"
-    assert {0.8765, *live_controls.STEPS} == {value for _, value in explorer.rate.options}
+    assert {0.8765, *controls.STEPS} == {value for _, value in explorer.rate.options}
 
 
 def test_an_error_is_shown_raised_and_remembered(model, digits, monkeypatch):
@@ -246,7 +247,7 @@ def test_what_cannot_be_explored_is_refused_in_one_line(model, digits, wrong, wo
 
 
 def offered(net, data=True):
-    return live_offer.offered(net, prunelab.Masks.ones(net), data)
+    return offer.offered(net, prunelab.Masks.ones(net), data)
 
 
 def test_methods_that_rank_a_finished_model_are_offered_once_with_what_they_can_remove(model):
@@ -284,7 +285,7 @@ def test_a_layer_with_a_rate_of_its_own_no_longer_competes(model, digits):
     assert "pruning rate of 80 %, hidden_1 25 % (sparsity" in str(explorer)
     assert explorer.visited["own"].tolist() == ["", "hidden_1 25 %"]
     assert "hidden_1 25 %" in explorer._controls.fold.titles[0]
-    explorer.own["hidden_1"].value = live_controls.ABOVE
+    explorer.own["hidden_1"].value = controls.ABOVE
     assert explorer.masks == prunelab.prune(model, "magnitude", 0.8)
 
 
@@ -316,12 +317,12 @@ def test_work_and_bytes_are_those_of_the_cost_module():
     weights = cost.summarise(net, (1, 28, 28), explorer.masks)
     assert explorer._subject.work(explorer.masks) == (weights.effective_macs, weights.macs)
     assert "effective MACs of 2.29M" in explorer._screen.facts.value
-    assert f"<b>{live_view.size(4 * weights.weights)}</b>" in explorer._screen.facts.value
+    assert f"<b>{view.size(4 * weights.weights)}</b>" in explorer._screen.facts.value
     assert "non-zero weights of 1.72 MB" in explorer._screen.facts.value
 
 
 def test_a_model_whose_work_cannot_be_counted_is_explored_without_it(model, digits, monkeypatch):
-    monkeypatch.setattr(live_pruning.cost, "macs", lambda *_: (_ for _ in ()).throw(PrunelabError("no")))
+    monkeypatch.setattr(pruning.cost, "macs", lambda *_: (_ for _ in ()).throw(PrunelabError("no")))
     explorer = PruningExplorer(model, digits, evaluate=20)
     assert "MACs" not in explorer._screen.facts.value
     assert "non-zero weights" in explorer._screen.facts.value
@@ -334,7 +335,7 @@ def test_the_histogram_counts_the_weights_and_parts_them_at_the_threshold(model,
     weights = torch.cat([model.get_parameter(name).detach().flatten() for name in explorer.masks])
     keep = torch.cat([mask.flatten() for mask in explorer.masks.values()])
     assert found.edge == float(weights.abs().max())
-    expected = torch.histc(weights, live_pruning.BINS, -found.edge, found.edge)
+    expected = torch.histc(weights, pruning.BINS, -found.edge, found.edge)
     assert np.abs(np.cumsum(found.there) - expected.cumsum(0).numpy()).max() <= 2, "rounding at the edges of the bins"
     assert (sum(found.there), sum(found.kept)) == (3560, explorer.masks.kept)
     assert float(weights[~keep].abs().max()) <= found.threshold <= float(weights[keep].abs().min())
@@ -400,7 +401,7 @@ def test_units_that_are_gone_whole_are_left_out_where_that_saves_time(digits, ra
     explorer = PruningExplorer(net, digits, granularity="unit", rate=rate)
     subject, x, y = explorer._subject, explorer._subject._sample.x, explorer._subject._sample.y
     assert subject._smaller(explorer.masks) is None, "so small a network is measured before it is made smaller"
-    monkeypatch.setattr(live_pruning, "LARGE", 0)
+    monkeypatch.setattr(pruning, "LARGE", 0)
     small = subject._smaller(explorer.masks)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
     with torch.no_grad():
@@ -496,7 +497,7 @@ def test_undo_goes_back_one_change_at_a_time(model, digits, monkeypatch):
         explorer.buttons["undo"].click()
         assert str(explorer) == expected
     assert (explorer.rate.value, explorer.score.value, explorer.seed.value) == (0.5, "magnitude", 0)
-    assert explorer.own["hidden_2"].value == live_controls.ABOVE
+    assert explorer.own["hidden_2"].value == controls.ABOVE
     assert explorer.buttons["undo"].disabled
     explorer.undo()
     assert str(explorer) == seen[0]

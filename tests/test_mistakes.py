@@ -16,12 +16,12 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from torch import nn
 
-from prunelab import archive, cli, data, gallery, notebook_runner, paths, prune, train
+from prunelab import cli, data, gallery, notebook_runner, paths, prune, train
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
 from prunelab.masks import Masks
 from prunelab.notebook_runner import Job
-from prunelab.results import Checkpoint, Store
+from prunelab.results import Checkpoint, Store, archive
 from prunelab.settings import Data, Model, Prune, Run, Train
 
 NET = Model("mlp", (6, 5))

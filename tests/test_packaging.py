@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from setuptools import find_packages
 
 import prunelab
 from prunelab.papers import papers
@@ -47,7 +48,8 @@ def test_the_makefile_takes_the_same_pythons():
 def test_every_package_and_every_data_file_is_in_the_wheel():
     setuptools = PROJECT["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT) for file in (ROOT / "prunelab").rglob("*.py")}
-    assert sorted(setuptools["packages"]) == sorted(".".join(folder.parts) for folder in folders)
+    packages = find_packages(str(ROOT), **setuptools["packages"]["find"])
+    assert sorted(packages) == sorted(".".join(folder.parts) for folder in folders)
     patterns = [(ROOT / package, file) for package, files in setuptools["package-data"].items() for file in files]
     assert [pattern for folder, pattern in patterns if not list(folder.glob(pattern))] == []
     named = [file for folder, pattern in patterns for file in folder.glob(pattern)]

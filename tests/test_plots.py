@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from prunelab import gallery, marks, paths, pictures, plots
+from prunelab import gallery, paths, plots
 from prunelab.errors import PrunelabError
+from prunelab.plots import marks, pictures
 
 LOSSES = [1.0, 0.6, 0.5, 0.49, 0.51, 0.46]  # falls of 0.4, 0.1, 0.01, -0.02 and 0.05
 
@@ -250,7 +251,7 @@ def test_a_picture_can_be_read_aloud():
 
 def test_the_view_side_loads_neither_torch_nor_pyplot():
     code = (
-        "import sys, pandas as pd; from prunelab import drawing, plots, tables, widgets; "
+        "import sys, pandas as pd; from prunelab import plots, tables, widgets; "
         "rows = pd.DataFrame({'density': [1.0, 0.5], 'test_accuracy': [0.9, 0.8]}); "
         "plots.curve(rows, 'density', 'test_accuracy').png(); "
         "print([name for name in ('torch', 'torchvision', 'matplotlib.pyplot', 'seaborn') if name in sys.modules])"

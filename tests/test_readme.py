@@ -63,7 +63,8 @@ def test_every_link_leads_somewhere(name):
 
 def test_every_file_that_contributing_names_exists():
     for file in re.findall(r"`([\w/]+\.(?:py|toml|ipynb))`", TEXTS["CONTRIBUTING.md"]):
-        assert any((paths.root() / base / file).exists() for base in ("", "prunelab", "prunelab/pruners")), file
+        places = ("", *(f"prunelab/{name}" for name in ("", "data", "plots", "pruners", "results")))
+        assert any((paths.root() / base / file).exists() for base in places), file
 
 
 def test_every_command_exists():

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from prunelab import frames, provenance, records
+from prunelab import provenance
 from prunelab.errors import PrunelabError
-from prunelab.results import Busy, Checkpoint, Store, StoreError
+from prunelab.results import Busy, Checkpoint, Store, StoreError, frames, records
 from prunelab.settings import Data, Prune, Run, Train
 
 RUN = Run(seed=3, prune=Prune(method="dropnet", rounds=2))
@@ -65,7 +65,7 @@ def python(code, *arguments, **options):
     lines = (
         "import os, pathlib, sys, time",
         "import numpy as np",
-        "from prunelab import records",
+        "from prunelab.results import records",
         "from prunelab.results import *",
         "from prunelab.settings import Prune, Run",
         f"RUN = Run.fromdict({RUN.asdict()!r})",
@@ -640,7 +640,7 @@ def test_a_store_without_permission_is_read_but_not_written(store):
 
 
 def test_importing_the_store_loads_no_torch():
-    code = "import sys, prunelab.results, prunelab.archive, prunelab.provenance; print('torch' in sys.modules)"
+    code = "import sys, prunelab.results, prunelab.results.archive, prunelab.provenance; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

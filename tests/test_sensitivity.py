@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import layer_plots
 from prunelab.errors import PrunelabError
+from prunelab.plots import layers as layer_plots
 from prunelab.pruners import prune
 from prunelab.sensitivity import Scan, sensitivity
 

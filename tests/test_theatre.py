@@ -16,14 +16,14 @@ import pytest
 import torch
 
 import prunelab
-from prunelab import theatre_drawing, theatre_view
+from prunelab import network_svg
 from prunelab.errors import PrunelabError
 from prunelab.experiment import check, train_population
 from prunelab.results import Store
 from prunelab.running import pruned_after
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.theatre import TrainingTheatre
-from prunelab.theatre_stage import EVERY, GRACE, Stage, stored
+from prunelab.theatre import TrainingTheatre, view
+from prunelab.theatre.stage import EVERY, GRACE, Stage, stored
 
 DIGITS = Data("digits", train_size=200, test_size=200)
 NET = Model("mlp", (24, 16))
@@ -218,7 +218,7 @@ def test_messages_are_few_however_fast_the_epochs(tmp_path):
 def children():
     import psutil
 
-    return [process for process in psutil.Process().children() if "prunelab.theatre_stage" in process.cmdline()]
+    return [process for process in psutil.Process().children() if "prunelab.theatre.stage" in process.cmdline()]
 
 
 def text(widget):
@@ -273,7 +273,7 @@ def test_an_error_of_the_training_is_shown_and_raised_by_check(tmp_path):
     theatre.wait(30)
     (shown,) = theatre.children[3].outputs
     assert "StoreError" in shown["evalue"]
-    assert "theatre_stage" in "".join(shown["traceback"])
+    assert "stage.py" in "".join(shown["traceback"])
     assert theatre.state == "broken"
     with pytest.raises(PrunelabError, match="the training ended: StoreError"):
         theatre.check()
@@ -294,7 +294,7 @@ def test_the_process_ends_and_saves_when_it_is_interrupted_or_its_kernel_is_gone
     }
     runs = [run(epochs=10_000 + i) for i in range(3)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-m", "prunelab.theatre_stage"], **pipes) for _ in runs]
+    processes = [subprocess.Popen([sys.executable, "-m", "prunelab.theatre.stage"], **pipes) for _ in runs]
     for one, process in zip(runs, processes, strict=True):
         asked = {"run": one.asdict(), "root": str(tmp_path), "device": "cpu", "threads": 1, "pace": 0.02}
         process.stdin.write(json.dumps(asked) + "\n")
@@ -322,7 +322,7 @@ def test_an_error_of_the_picture_is_shown_raised_and_kept(tmp_path, monkeypatch)
     def broken(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(theatre_view, "panel", broken)
+    monkeypatch.setattr(view, "panel", broken)
     monkeypatch.setattr(TrainingTheatre, "_open", lambda self: None)
     with pytest.raises(RuntimeError, match="no ink"):
         theatre.start()
@@ -359,16 +359,16 @@ def row(epoch, weights, **values):
 
 def test_prunings_are_those_of_the_rows_and_of_the_network_as_it_is_now():
     rows = [row(1, 100, pruned=True), row(2, 80), row(3, 80), row(4, 40)]
-    assert theatre_view.prunings(rows, 40) == [(1, pytest.approx(0.2)), (3, pytest.approx(0.5))]
-    assert theatre_view.prunings(rows, 10)[-1] == (4, pytest.approx(0.75))
-    assert theatre_view.prunings([], 10) == []
+    assert view.prunings(rows, 40) == [(1, pytest.approx(0.2)), (3, pytest.approx(0.5))]
+    assert view.prunings(rows, 10)[-1] == (4, pytest.approx(0.75))
+    assert view.prunings([], 10) == []
 
 
 def test_points_stand_where_they_belong_on_axes_as_long_as_the_training():
     rows = [row(1, 100, validation_accuracy=0.0), row(4, 100, validation_accuracy=1.0)]
-    drawn = theatre_view.curves(rows, "accuracy", 4, [(1, 0.5)], ["validation"])
-    left, right = theatre_view.LEFT, theatre_view.WIDTH - theatre_view.RIGHT
-    top, bottom = theatre_view.TOP, theatre_view.HEIGHT - theatre_view.BOTTOM
+    drawn = view.curves(rows, "accuracy", 4, [(1, 0.5)], ["validation"])
+    left, right = view.LEFT, view.WIDTH - view.RIGHT
+    top, bottom = view.TOP, view.HEIGHT - view.BOTTOM
     per_epoch = (right - left) / 4.5
     points = [float(number) for number in re.split("[ ,]", re.search('points="([^"]*)"', drawn)[1])]
     assert points == pytest.approx([left + per_epoch, bottom, left + 4 * per_epoch, top], abs=0.06)
@@ -378,7 +378,7 @@ def test_points_stand_where_they_belong_on_axes_as_long_as_the_training():
 
 def test_the_trigger_is_in_the_shade_exactly_when_it_is_in_the_window():
     rows = [row(1, 9), row(2, 9, trigger=1.0), row(3, 9, trigger=0.04), row(4, 9, trigger=-0.2), row(5, 9, trigger=-7)]
-    drawn = theatre_view.trigger(rows, 6, [(3, 0.1)], (0.0, 0.05))
+    drawn = view.trigger(rows, 6, [(3, 0.1)], (0.0, 0.05))
     band = re.search('class="band" .* y="([^"]*)" height="([^"]*)"', drawn)
     high, low = float(band[1]), float(band[1]) + float(band[2])
     dots = [float(y) for y in re.findall(r'<circle class="\w+" cx="[^"]*" cy="([^"]*)"', drawn)]
@@ -390,7 +390,7 @@ def test_the_trigger_is_in_the_shade_exactly_when_it_is_in_the_window():
 def test_a_network_is_drawn_with_what_lives_and_nothing_else():
     first = np.array([[1.0, 0, 0], [0, -2.0, 0], [0, 0, 0]])
     second = np.array([[3.0, 0, 0], [0, 0, 4.0]])
-    drawn = theatre_drawing.network([first, second], [5], "after epoch 3")
+    drawn = network_svg.network([first, second], [5], "after epoch 3")
     assert drawn.count('class="dead"') == 1 + 2 + 0, "without a connection on one side, none goes through"
     assert drawn.count('class="live"') == 2 + 1 + 2
     assert sum(path.count("M") for path in re.findall(r' d="(M[^"]*)"', drawn)) == 4
@@ -402,10 +402,10 @@ def test_kernels_are_drawn_by_filter_and_large_layers_as_bars():
     kernels[:4] = -1
     flat = np.ones((2, 40 * 4))
     flat[:, 4:] = 0
-    drawn = theatre_drawing.network([kernels, flat], [40], "after epoch 1")
+    drawn = network_svg.network([kernels, flat], [40], "after epoch 1")
     assert "layer 1 1 of 40" in drawn
     assert drawn.count('class="minus"') == 0
-    bars = theatre_drawing.layers([("<a>.weight", 1, 4), ("b.weight", 0, 2)], "after epoch 1")
+    bars = network_svg.layers([("<a>.weight", 1, 4), ("b.weight", 0, 2)], "after epoch 1")
     assert "&lt;a&gt; 25.0 %" in bars
     assert "b 0.0 %" in bars
 
@@ -413,7 +413,7 @@ def test_kernels_are_drawn_by_filter_and_large_layers_as_bars():
 def test_connections_between_pieces_of_bars_are_those_that_live():
     random = np.random.default_rng(1)
     first, second = (random.normal(size=shape) * (random.random(shape) < 0.004) for shape in ((90, 200), (30, 90)))
-    drawn = theatre_drawing.network([first, second], [90], "")
+    drawn = network_svg.network([first, second], [90], "")
     through = (first != 0).any(1) & (second != 0).any(0)
     layers = (
         (first, through, (first != 0).any(0), (200, 90)),
@@ -424,7 +424,7 @@ def test_connections_between_pieces_of_bars_are_those_that_live():
         for matrix, out, into, units in layers:
             passes = out[:, None] & into
             wanted = (np.sign(matrix) == side) & passes if side else (matrix != 0) & ~passes
-            places = np.argwhere(wanted) * [min(theatre_drawing.PIECES, count) for count in units[::-1]] // units[::-1]
+            places = np.argwhere(wanted) * [min(network_svg.PIECES, count) for count in units[::-1]] // units[::-1]
             expected |= {(units, *pair) for pair in places.tolist()}
         found = sum(path.count("M") for path in re.findall(rf'class="{name}"[^>]* d="(M[^"]*)"', drawn))
         assert found == len(expected)
@@ -436,7 +436,7 @@ def test_a_picture_takes_a_few_milliseconds_and_is_small():
     weights = [random.normal(size=shape) for shape in ((300, 784), (100, 300), (10, 100))]
     rows = [row(epoch, 1000, trigger=0.1) for epoch in range(1, 201)]
     begin = time.process_time()
-    drawn = theatre_drawing.network(weights, [300, 100], "")
-    shown = theatre_view.panel(rows, 200, (1000, 1000), drawn, (0.0, 0.05))
+    drawn = network_svg.network(weights, [300, 100], "")
+    shown = view.panel(rows, 200, (1000, 1000), drawn, (0.0, 0.05))
     assert time.process_time() - begin < 0.5
     assert len(shown) < 200_000

@@ -1,6 +1,6 @@
 """A run that is watched while it trains: what it does, what is decided, what is left, and four buttons.
 
-The one trainer trains it, in a process of its own (``theatre_stage``); here are the controls, and what is heard from
+The one trainer trains it, in a process of its own (``theatre.stage``); here are the controls, and what is heard from
 there is drawn. What is shown are the rows that the run stores.
 """
 
@@ -21,12 +21,13 @@ from typing import IO, Any, Literal
 import pandas as pd
 import torch
 
-from prunelab import experiment, frames, pruners, theatre_view
+from prunelab import experiment, pruners
 from prunelab.errors import PrunelabError
 from prunelab.pruners.dyprune import DyPrune
-from prunelab.results import Store
+from prunelab.results import Store, frames
 from prunelab.settings import Run
-from prunelab.theatre_stage import GRACE, INTERRUPTED, stored
+from prunelab.theatre import view
+from prunelab.theatre.stage import GRACE, INTERRUPTED, stored
 from prunelab.train import device as find_device
 
 try:
@@ -214,7 +215,7 @@ class TrainingTheatre(widgets.VBox):
         self._sentence.value = f'<div style="{room}"><span role="status">{words}</span><br>{decision}</div>'
         pruner = pruners.build(self.run.prune)
         window = (pruner.minimum, pruner.maximum) if isinstance(pruner, DyPrune) else None
-        self._panel.value = theatre_view.panel(self._rows, self._budget, self._weights, self._drawing, window)
+        self._panel.value = view.panel(self._rows, self._budget, self._weights, self._drawing, window)
 
     def _words(self) -> str:
         """Where the run stands, in a sentence."""
@@ -248,7 +249,7 @@ class TrainingTheatre(widgets.VBox):
             low = f"from {pruner.minimum:g} " if pruner.minimum >= -1 else ""
             when = f"{low}up to {pruner.maximum:g}, then waits {pruner.cooldown} epochs"
             words.append(f"DyPrune prunes {when if pruner.trigger == 'dynamic' else f'every {pruner.every} epochs'}")
-        if pruned := theatre_view.prunings([row], self._weights[0]):
+        if pruned := view.prunings([row], self._weights[0]):
             rate = row["rate"]
             asked = "" if rate is None or math.isnan(rate) else f"rate {rate:.3f}, "
             words.append(f"pruned: {asked}{100 * pruned[0][1]:.1f} % of the weights went")
@@ -273,7 +274,7 @@ class TrainingTheatre(widgets.VBox):
         self._failure, self._errors.outputs = None, ()
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (the thread closes it)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "encoding": "utf-8"}
-        self._process = subprocess.Popen([sys.executable, "-m", "prunelab.theatre_stage"], **pipes)
+        self._process = subprocess.Popen([sys.executable, "-m", "prunelab.theatre.stage"], **pipes)
         asked = {"run": self.run.asdict(), "root": str(self.store.root.resolve()), "device": self._device}
         self._tell({**asked, "threads": torch.get_num_threads(), "pace": self._pace})
         self._listener = threading.Thread(target=self._listen, args=(self._process, errors), daemon=True)

@@ -1,9 +1,4 @@
-"""Pictures of results: each function takes a table, returns a ``Picture``, shows nothing and leaves no state behind.
-
-Tables are those of the run store (one row per run and round; those of single epochs are drawn in ``training_plots``).
-Several seeds give means with 95 % t intervals. Series differ in marker and line style as well as in colour. By name
-every function also takes what ``pictures.Shown`` lists: title, provenance, look, size.
-"""
+"""Pictures of rounds: accuracy against how much is left, any column over any other, strategies beside each other."""
 
 from __future__ import annotations
 
@@ -15,38 +10,15 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib.ticker import MaxNLocator
 
-from prunelab import marks
 from prunelab.errors import PrunelabError
-from prunelab.gallery import provenance, save, saved
-from prunelab.layer_plots import filters, layers_over_rounds, schedule_curves
-from prunelab.pictures import Picture, Shown, canvas
+from prunelab.plots import marks
+from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
-from prunelab.reported_plots import beside_reported
-from prunelab.training_plots import epoch_seconds, rate_curve, training, weights_left
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from typing_extensions import Unpack
-
-__all__ = [
-    "Picture",
-    "accuracy_against_compression",
-    "beside_reported",
-    "curve",
-    "epoch_seconds",
-    "filters",
-    "layers_over_rounds",
-    "provenance",
-    "rate_curve",
-    "requested_against_achieved",
-    "save",
-    "saved",
-    "schedule_curves",
-    "strategies",
-    "training",
-    "weights_left",
-]
 
 
 def accuracy_against_compression(

@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 import torch
 
-from prunelab.data_files import DataError
-from prunelab.data_readers import (
+from prunelab.data.files import DataError
+from prunelab.data.readers import (
     Raw,
     check_labels,
     read_cifar,

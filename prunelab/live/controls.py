@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from prunelab.live_pruning import EVERYTHING, Position
-from prunelab.live_view import per_cent
+from prunelab.live.pruning import EVERYTHING, Position
+from prunelab.live.view import per_cent
 
 try:
     import ipywidgets as widgets

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.data_files import BROKEN, IMAGES, DataError, Named, decode, file_digest, first_line, members
+from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, first_line, members
 
 Tree = Mapping[str, Mapping[str, list[Named]]]  # part -> class -> image files
 

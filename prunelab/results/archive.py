@@ -21,10 +21,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prunelab import records
-from prunelab.claims import Busy
-from prunelab.records import CHECKPOINT, FAILED, FILES, StoreError
-from prunelab.results import ID, Store
+from prunelab.results import ID, Store, records
+from prunelab.results.claims import Busy
+from prunelab.results.records import CHECKPOINT, FAILED, FILES, StoreError
 from prunelab.settings import Run
 
 FORMAT = "prunelab runs 1"

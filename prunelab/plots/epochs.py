@@ -9,8 +9,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from prunelab import marks, schedules
-from prunelab.pictures import Picture, Shown, canvas
+from prunelab import schedules
+from prunelab.plots import marks
+from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.quantities import MISSING, need, quantity, short
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from prunelab.errors import PrunelabError, nearest
-from prunelab.records import plain
+from prunelab.results.records import plain
 from prunelab.settings import Run, Train
 
 Kind = Literal["int", "float", "text", "bool", "switch", "mixed"]

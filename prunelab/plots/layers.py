@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import matplotlib as mpl
 import numpy as np
 
-from prunelab import marks
 from prunelab.errors import PrunelabError
-from prunelab.pictures import Picture, Shown, canvas
+from prunelab.plots import marks
+from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, short
 from prunelab.schedules import Kind, Ramp
 

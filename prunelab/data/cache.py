@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunelab import paths
-from prunelab.data_files import DataError, first_line
-from prunelab.data_readers import Raw
-from prunelab.data_sources import SOURCES, Source, folder_source
+from prunelab.data.files import DataError, first_line
+from prunelab.data.readers import Raw
+from prunelab.data.sources import SOURCES, Source, folder_source
 from prunelab.errors import nearest
 
 FORMAT = "1"  # of the prepared files; one of another format has to be prepared again

@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from prunelab import claims, frames, paths, records
-from prunelab.claims import Busy, Place, Writer
+from prunelab import paths
 from prunelab.errors import nearest
-from prunelab.records import FAILED, Checkpoint, StoreError
+from prunelab.results import claims, frames, records
+from prunelab.results.claims import Busy, Place, Writer
+from prunelab.results.records import FAILED, Checkpoint, StoreError
 from prunelab.settings import Run
 
 __all__ = ["Busy", "Checkpoint", "Status", "Store", "StoreError", "Writer"]

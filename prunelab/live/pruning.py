@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from prunelab import cost, pruners
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError
-from prunelab.live_offer import offered
-from prunelab.live_sample import Sample
+from prunelab.live.offer import offered
+from prunelab.live.sample import Sample
 from prunelab.masks import Masks, layer_of
 from prunelab.memory import keep_freed_memory
 from prunelab.pruners import Ranking

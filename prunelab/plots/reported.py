@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from prunelab import marks
-from prunelab.pictures import Picture, Shown, canvas
+from prunelab.plots import marks
+from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from prunelab.theatre_view import HEIGHT
-
-WIDTH = 380  # in pixels of the page; it is as high as two charts
+WIDTH, HEIGHT = 380, 378  # in pixels of the page: as high as two charts of the theatre
 SINGLE, PIECES, FEW = 16, 32, 16  # neurons that a column shows one by one; pieces of a bar that stands for more
 MANY = 6  # columns; with more of them, bars have few pieces
 LEVELS = (0.12, 0.35, 0.65)  # shares of the strongest connection at which lines get wider
@@ -41,7 +39,7 @@ def network(
     widths: Sequence[int],
     words: str,
     names: Sequence[str] = (),
-    size: tuple[int, int] = (WIDTH, 2 * HEIGHT + 6),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> str:
     """The network as columns of units, a line for each connection that lives; lines that share both ends are one.
 
@@ -104,7 +102,7 @@ def layers(rows: Iterable[tuple[str, int, int]], words: str) -> str:
         words: when this is.
     """
     rows = list(rows)
-    high, step = 2 * HEIGHT + 6, min(26.0, (2 * HEIGHT - 30) / max(1, len(rows)))
+    high, step = HEIGHT, min(26.0, (HEIGHT - 36) / max(1, len(rows)))
     bars = []
     for i, (name, kept, total) in enumerate(rows):
         y, share = round(34 + i * step, 1), kept / total if total else 1.0

@@ -1,6 +1,6 @@
 """The process in which a watched run trains: it says in lines of JSON what happens, and does what it is told.
 
-``python -m prunelab.theatre_stage`` reads its first line as ``{"run", "root", "device", "threads", "pace"}`` and every
+``python -m prunelab.theatre.stage`` reads its first line as ``{"run", "root", "device", "threads", "pace"}`` and every
 other one as a word of ``WORDS``. It is a process of its own so that no interrupt, restart or crash of the kernel leaves
 anything behind: an interrupt reaches it too, and where its input ends, it ends. Then it has ``GRACE`` to finish its
 epoch and save; a training in a thread could be told nothing while the kernel is idle.
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunelab import frames, models, pruners, records, theatre_drawing
+from prunelab import models, network_svg, pruners
 from prunelab.chains import ShrinkError, chain
 from prunelab.data import load
 from prunelab.experiment import train_population
-from prunelab.results import Store
+from prunelab.results import Store, frames, records
 from prunelab.running import Seen, most_epochs, pruned_after
 from prunelab.settings import Run
 from prunelab.train import device
@@ -179,10 +179,10 @@ def _drawing(
     """The network, whose layers are in the order of ``model``; bars of its layers where it is no chain."""
     words = f"after epoch {rows[-1]['epoch']}" if rows else "before training"
     try:
-        return theatre_drawing.network([weights[f"{link.name}.weight"] for link in chain(model)], widths, words)
+        return network_svg.network([weights[f"{link.name}.weight"] for link in chain(model)], widths, words)
     except ShrinkError:
         bars = [(name, int(mask.sum()), mask.size) for name, mask in masks.items() if mask.ndim > 1]
-        return theatre_drawing.layers(bars or [(n, w.size, w.size) for n, w in weights.items() if w.ndim > 1], words)
+        return network_svg.layers(bars or [(n, w.size, w.size) for n, w in weights.items() if w.ndim > 1], words)
 
 
 def play(asked: dict[str, Any], stage: Stage, store: Store) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import filelock
 
-from prunelab import frames, records
-from prunelab.records import CHECKPOINT, FAILED, Checkpoint, StoreError, Tensors
+from prunelab.results import frames, records
+from prunelab.results.records import CHECKPOINT, FAILED, Checkpoint, StoreError, Tensors
 from prunelab.settings import Run
 
 log = logging.getLogger(__name__)

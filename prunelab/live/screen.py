@@ -5,11 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 
-from prunelab import live_view, theatre_drawing
+from prunelab import network_svg
 from prunelab.collapse import dead_layers
-from prunelab.live_controls import own_words, widgets
-from prunelab.live_pruning import Position, Subject
-from prunelab.live_view import Point, per_cent
+from prunelab.live import view as live_view
+from prunelab.live.controls import own_words, widgets
+from prunelab.live.pruning import Position, Subject
+from prunelab.live.view import Point, per_cent
 from prunelab.masks import Masks, layer_of
 from prunelab.quantities import short
 
@@ -87,10 +88,10 @@ class Screen:
         if weights := self._subject.chain(masks):
             names, matrices = [layer_of(name) for name in weights], list(weights.values())
             widths, size = list(map(len, matrices)), (min(880, 170 * len(matrices)), 330)
-            drawn = theatre_drawing.network(matrices, widths, words, names, size)
+            drawn = network_svg.network(matrices, widths, words, names, size)
         else:  # its layers do not follow each other one by one
             bars = [(row["parameter"], row["kept"], row["total"]) for row in rows]
-            drawn = theatre_drawing.layers(bars, words)
+            drawn = network_svg.layers(bars, words)
         self.table.value = live_view.page(drawn)
 
     def _describe(self, at: Position, masks: Masks, accuracy: float, seen: int) -> str:

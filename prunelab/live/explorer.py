@@ -1,7 +1,7 @@
 """A slider on a model that is in memory: what pruning does to it, seen while the slider moves.
 
-The one module above both sides: it computes with torch (``live_pruning``, ``live_training``) and shows with widgets
-(``live_screen``). The model itself is never changed.
+The one module above both sides: it computes with torch (``live.pruning``, ``live.training``) and shows with widgets
+(``live.screen``). The model itself is never changed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
-from prunelab.live_controls import BUTTONS, LAST_SEED, SCOPES, Controls, own_words, widgets
-from prunelab.live_pruning import Base, Position, Subject
-from prunelab.live_screen import Screen
-from prunelab.live_training import FineTuning
-from prunelab.live_view import Point
+from prunelab.live.controls import BUTTONS, LAST_SEED, SCOPES, Controls, own_words, widgets
+from prunelab.live.pruning import Base, Position, Subject
+from prunelab.live.screen import Screen
+from prunelab.live.training import FineTuning
+from prunelab.live.view import Point
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.select import check_amount
 from prunelab.settings import Train

@@ -1,7 +1,7 @@
 """A named data set as tensors in memory, divided into training, validation and test part, and cut into batches.
 
 ``load`` looks in three places: the cache of prepared data sets, the data root (``PRUNELAB_DATA``, in torchvision's
-layout), a torchvision download. See ``prunelab.data_cache`` for what is kept, ``prunelab.data_sources`` for the names.
+layout), a torchvision download. See ``prunelab.data.cache`` for what is kept, ``prunelab.data.sources`` for the names.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunelab.data_cache import available, fill, prepare, read, verify
-from prunelab.data_files import DataError, first_line
-from prunelab.data_readers import Raw
-from prunelab.data_sources import SOURCES
+from prunelab.data.cache import available, fill, prepare, read, verify
+from prunelab.data.files import DataError, first_line
+from prunelab.data.readers import Raw
+from prunelab.data.sources import SOURCES
 from prunelab.settings import Data
 
 __all__ = ["DataError", "Dataset", "Split", "available", "batches", "load", "order", "prepare", "verify"]
@@ -119,7 +119,7 @@ def load(data: str | Data, device: str | torch.device = "cpu") -> Dataset:
     value, ``centred`` then subtracts 0.5, the others go channel by channel. ``raw`` leaves every number as it is.
 
     Args:
-        data: The settings, or a name, which takes the default ones: a name in ``prunelab.data_sources.SOURCES``, one
+        data: The settings, or a name, which takes the default ones: a name in ``prunelab.data.sources.SOURCES``, one
             that was prepared from a folder, or that of a ``{train,test}/<class>/image`` tree in the data root.
         device: Where the tensors are put.
 

@@ -1,6 +1,6 @@
 """What ``theatre`` shows, as HTML: four small charts over the epochs, the network, and what the method decides.
 
-Written as text, as in ``live_view``: a picture takes a few milliseconds, needs no global state, so that a thread may
+Written as text, as in ``live.view``: a picture takes a few milliseconds, needs no global state, so that a thread may
 draw it, and takes its colours from the page, light or dark. All axes are as long as the training from the beginning
 on, and every part keeps its size, so nothing jumps.
 """
@@ -63,7 +63,7 @@ def panel(
         rows: of the run, one per epoch (``frames.EPOCHS``).
         budget: epochs that it takes at most; the length of all axes.
         weights: those that are left now, and those of the dense network.
-        drawing: from ``theatre_drawing``.
+        drawing: from ``network_svg``.
         window: relative gradients at which DyPrune prunes, shaded; None: the method has no trigger.
     """
     marks = prunings(rows, weights[0])

@@ -16,8 +16,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.path import Path
 
 from prunelab.errors import PrunelabError
-from prunelab.marks import series
-from prunelab.pictures import Picture, Shown, canvas
+from prunelab.plots.marks import series
+from prunelab.plots.pictures import Picture, Shown, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
