@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import logging
 import math
 import os
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,7 +217,8 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
 
         threads = max(1, _cores() // jobs)
         Parallel(n_jobs=jobs)(
-            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks) for part in parts
+            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid())
+            for part in parts
         )
 
 
@@ -241,9 +245,23 @@ def _shares_stack(model: nn.Module) -> bool:
     return stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
 
 
-def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path) -> None:
+def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path, parent: int) -> None:
+    _end_with(parent)
     torch.set_num_threads(threads)
     train_population([Run.fromdict(run) for run in runs], Store(root), where, ticks)
+
+
+@functools.cache  # a worker is used again
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed kernel leaves nothing behind that trains on."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.getppid() == parent:  # an engine of another kind has workers that are nobody's children
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def train_population(

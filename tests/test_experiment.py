@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -276,6 +277,29 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method
         pd.testing.assert_frame_equal(a, b)
     for name, array in whole.weights(one.id).items():
         np.testing.assert_array_equal(store.weights(one.id)[name], array)
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    code = """
+import sys
+from prunelab.experiment import run_all
+from prunelab.results import Store
+from prunelab.settings import Data, Model, Prune, Run, Train
+runs = [Run(Data("digits"), Model("mlp", (16,)), Train(epochs=10**6), Prune("none"), seed=s) for s in range(2)]
+run_all(runs, store=Store(sys.argv[1]), jobs=2, progress=False)
+"""
+    process = psutil.Popen([sys.executable, "-c", code, str(tmp_path)])
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob(".locks/*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    workers = [p for p in process.children(recursive=True) if "popen_loky" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    for one in alive:
+        one.kill()
+    assert len(gone) == 2
 
 
 def test_a_killed_population_goes_on_with_every_run_where_it_was(tmp_path, one_thread):
