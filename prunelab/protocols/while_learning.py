@@ -69,13 +69,14 @@ def dropneuron(
         train_size: training samples; None: all.
         hidden: other sizes of the network.
         data: another data set in place of MNIST, a tenth of it held out; "": MNIST.
-        strategies: only these; (): all.
+        strategies: only those of these that the experiment has; (): all of it.
     """
     if experiment not in DROPNEURON:
         raise PrunelabError(f"DropNeuron has no experiment {experiment!r}: {nearest(experiment, DROPNEURON)}")
     own = DROPNEURON[experiment]
-    if unknown := [name for name in strategies if name not in own.strategies]:
-        raise PrunelabError(f"{experiment} has no strategy {unknown[0]!r}: {nearest(unknown[0], own.strategies)}")
+    known = {name for other in DROPNEURON.values() for name in other.strategies}
+    if unknown := [name for name in strategies if name not in known]:
+        raise PrunelabError(f"DropNeuron has no strategy {unknown[0]!r}: {nearest(unknown[0], known)}")
     length = epochs or own.epochs
     falls = tuple(range(1, length)) if own.decay < 1 else ()
     factor = own.decay if falls else 0.1
