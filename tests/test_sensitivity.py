@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from prunelab import plots
 from prunelab.errors import PrunelabError
-from prunelab.plots import layers as layer_plots
 from prunelab.pruners import prune
 from prunelab.sensitivity import Scan, sensitivity
 
@@ -120,5 +120,5 @@ def test_a_scan_that_cannot_be_made_is_refused(net, data, how, complaint):
 
 def test_the_picture_says_in_words_what_it_shows():
     scan = Scan(rows({"a": [0.9, 0.9, 0.895, 0.5], "b": [0.9, 0.7, 0.9, 0.9]}))
-    picture = layer_plots.sensitivity(scan.frame, scan.amounts())
+    picture = plots.sensitivity(scan.frame, scan.amounts())
     assert "a: 90.0 % at 0, 50.0 % at 0.9" in picture.alt

@@ -74,7 +74,7 @@ def sensitivity(scan: pd.DataFrame, amounts: Mapping[str, float] | None = None, 
     Raises:
         PrunelabError: a column that is missing, or no row.
     """
-    need(scan, ["layer", "amount", "accuracy", "samples"], "layer_plots.sensitivity", "layer")
+    need(scan, ["layer", "amount", "accuracy", "samples"], "plots.sensitivity", "layer")
     words = []
     counted = {"n": f"{int(scan['samples'].iloc[0]):,} samples", "interval": ""}
     with canvas(**{"size": (7.6, 4.2), **shown}, counted=counted) as (picture, axes):
@@ -111,7 +111,7 @@ def firing(patterns: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
     Raises:
         PrunelabError: a column that is missing, or no row.
     """
-    need(patterns, ["network", "layer", "unit", "class", "firing"], "layer_plots.firing")
+    need(patterns, ["network", "layer", "unit", "class", "firing"], "plots.firing")
     networks, layers = list(patterns["network"].unique()), list(patterns["layer"].unique())
     tables = {
         key: own.pivot_table(index="class", columns="unit", values="firing", sort=False, dropna=False)
@@ -187,7 +187,7 @@ def filters(weights: np.ndarray, *, most: int = 64, **shown: Unpack[Shown]) -> P
     weights = np.asarray(weights, np.float64)
     if weights.ndim != 4 or not weights.size or not np.isfinite(weights).all():
         raise PrunelabError(
-            f"layer_plots.filters: weights of shape {weights.shape} should be finite, [units, channels, height, width]"
+            f"plots.filters: weights of shape {weights.shape} should be finite, [units, channels, height, width]"
         )
     images, dead = weights[:most].mean(1), ~weights.reshape(len(weights), -1).any(1)
     columns = min(16, len(images))

@@ -32,7 +32,7 @@ def ours_and_reported(
         by: columns that name a result; the first one heads a group of rows.
         shown: title, provenance, look, size.
     """
-    need(points, [*by, "quantity", "reported", "ours", "ours_half", "n"], "paired_plots.ours_and_reported")
+    need(points, [*by, "quantity", "reported", "ours", "ours_half", "n"], "plots.ours_and_reported")
     names = [": ".join(map(str, keys)) for keys in points[list(by)].drop_duplicates().itertuples(index=False)]
     size = (2.4 + 2.9 * len(quantities), 1.4 + 0.3 * len(names))
     sheet = canvas(1, len(quantities), **{"size": size, **shown}, counted=marks.counted(points), sharey=True)

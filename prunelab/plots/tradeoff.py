@@ -101,9 +101,11 @@ def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
     """
     from scipy.stats import binomtest
 
-    need(rows, ["network", "form", "test_accuracy", "correct", "samples", *COSTS], "tradeoff_plots.forms", "form")
-    networks, names = list(rows["network"].unique()), list(rows["form"].unique())
-    words = []
+    need(rows, ["network", "form", "test_accuracy", "correct", "samples", *COSTS], "plots.forms", "form")
+    networks = list(rows["network"].unique())
+    most = max((list(own["form"]) for _, own in rows.groupby("network")), key=len)  # not every network has every form
+    names = list(dict.fromkeys([*most, *rows["form"]]))
+    words, handles = [], {}
     counted = {"n": "1 seed", "interval": "Wilson's 95 % interval over the test samples"}
     size = {"size": (13.0, 2.7 * len(networks) + 0.9), **shown}
     with canvas(len(networks), len(COSTS), **size, counted=counted, sharey="row") as (picture, axes):
@@ -115,7 +117,7 @@ def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
                     level = 100 * point.test_accuracy
                     reach = [[level - 100 * around.low], [100 * around.high - level]]
                     look = {**marks.series(names.index(point.form)), "linestyle": ""}
-                    ax.errorbar(getattr(point, column), level, reach, label=point.form, elinewidth=1, **look)
+                    handles[point.form] = ax.errorbar(getattr(point, column), level, reach, elinewidth=1, **look)
                 marks.counts(ax, "x")
                 _few_ticks(ax)
                 ax.set_xlabel(label)
@@ -123,8 +125,7 @@ def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
             words.append(
                 f"{network}: " + ", ".join(f"{r.form} {100 * r.test_accuracy:.1f} %" for r in own.itertuples())
             )
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside upper right", ncols=4)
+        picture.legend([handles[name] for name in names], names, loc="outside upper right", ncols=4)
         picture.alt = "Accuracy against cost for each form of each network. " + "; ".join(words) + "."
     return picture
 
