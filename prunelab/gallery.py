@@ -32,7 +32,8 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
     Args:
         rounds: one row per (run, round), as the store gives it; columns that it lacks are left out.
         preset: ``"smoke"``, ``"quick"`` or ``"paper"``.
-        more: further entries, for instance ``protocol``, ``claims`` (of ``papers.verdicts``); they win.
+        more: further entries, for instance ``protocol``, ``network``, ``claims`` (of ``papers.verdicts``); they win;
+            empty ones are left out.
 
     Returns:
         Plain values, those that are known: preset, n (seeds, in words), interval, data, hardware, runs, minutes
@@ -62,7 +63,8 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "git_commit": seen("git_commit"),
         "torch_version": seen("torch_version"),
     }
-    return {**{key: value for key, value in facts.items() if value not in (None, [])}, **more}
+    known = {key: value for key, value in facts.items() if value not in (None, [])}
+    return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
 
 
 def _with_size(name: str, sizes: list[Any]) -> str:

@@ -114,7 +114,7 @@ class Artefact:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Fill in the names that follow from the id; refuse one that is no name, missing presets and double claims."""
+        """Fill in the names that follow from the id; refuse no name, half presets and double claims."""
         if not _ID.fullmatch(self.id) or self.id.split("/")[0] != self.paper:
             raise ValueError(
                 f"artefact {self.id!r}: should be {self.paper}/name in small letters, digits and underscores"
@@ -122,6 +122,11 @@ class Artefact:
         if set(self.presets) != {"smoke", "quick", "paper"}:
             raise ValueError(
                 f"artefact {self.id!r}: presets should be smoke, quick, paper, got {', '.join(self.presets) or 'none'}"
+            )
+        if left := [name for name in self.presets["quick"] if name not in self.presets["paper"]]:
+            raise ValueError(
+                f"artefact {self.id!r}: preset paper says nothing of {', '.join(left)}, "
+                "so the notebook's own value would count, which is that of quick"
             )
         names = [claim.id for claim in self.claims]
         if len(set(names)) < len(names):

@@ -49,7 +49,7 @@ class Job:
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the result, apart from the package's own code."""
-        claims = repr((self.artefact.claims, self.artefact.presets))
+        claims = repr(self.artefact.claims)
         return {
             "notebook": _digest(self.notebook.read_bytes()),
             "claims": _digest(claims.encode()),

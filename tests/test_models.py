@@ -195,3 +195,10 @@ def test_inputs_that_make_no_sense_are_refused():
         mlp(4)
     with pytest.raises(PrunelabError, match="each at least 1"):
         mlp(4, 0, 3)
+
+
+def test_a_caption_names_sizes_only_where_they_are_not_the_networks_own():
+    assert models.other_sizes("vgg_like", ()) == ""
+    assert models.other_sizes("lenet_300_100", [300, 100]) == ""
+    assert models.other_sizes("lenet_300_100", (30, 10)) == "widths 30-10 in place of 300-100"
+    assert models.other_sizes("dropnet_a", (20, 40), (20, 40)) == ""

@@ -29,6 +29,13 @@ def test_a_notebook_takes_the_values_of_every_preset(artefact, preset):
     assert check_parameters(paths.notebooks() / artefact.notebook, values) == values
 
 
+@pytest.mark.parametrize("artefact", ARTEFACTS, ids=lambda artefact: artefact.id)
+def test_a_notebook_that_is_opened_by_hand_has_the_values_of_quick(artefact):
+    own = declared_parameters(paths.notebooks() / artefact.notebook)
+    values = artefact.parameters("quick")
+    assert {name: own[name].default for name in values} == values
+
+
 def run_at_smoke(notebook: str, parameters: dict, tmp_path: Path) -> Path:
     """Run a notebook with figures and runs in the test's own folder; returns the folder of the figures."""
     places = {"PRUNELAB_FIGURES": str(tmp_path / "figures"), "PRUNELAB_RUNS": str(tmp_path / "runs")}

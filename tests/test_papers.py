@@ -142,6 +142,7 @@ def judged(rule):
     ("artefacts", "complaint"),
     [
         (entry(more="presets = {smoke = {}}"), "presets should be smoke, quick, paper, got smoke"),
+        (entry(more="presets = {smoke = {}, quick = {epochs = 3}, paper = {}}"), "paper says nothing of epochs"),
         (entry() + "," + entry(), "'p/a' stands there twice"),
         (entry("q/a"), "paper 'q'"),
         (entry("p/A"), "small letters"),

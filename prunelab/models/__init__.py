@@ -5,7 +5,7 @@ To add one: a file with a builder ``(input_shape, hidden, classes) -> nn.Module`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from prunelab.models.mlp import mlp, perceptron
 from prunelab.models.resnet import resnet
 from prunelab.models.vgg import vgg11, vgg13, vgg16, vgg19, vgg_like
 
-__all__ = ["MODELS", "Architecture", "build", "initialise", "layer_widths", "mlp"]
+__all__ = ["MODELS", "Architecture", "build", "initialise", "layer_widths", "mlp", "other_sizes"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,20 @@ def build(model: settings.Model, input_shape: tuple[int, ...], classes: int, see
             raise PrunelabError(f"model {model.name!r}: {error}") from None
         initialise(built, model.init)
     return built
+
+
+def other_sizes(name: str, hidden: Sequence[int], own: Sequence[int] = ()) -> str:
+    """For a caption: the sizes of a network where they are not those that it should have, else ``""``.
+
+    Args:
+        name: in ``MODELS``.
+        hidden: its sizes; (): those of ``own``.
+        own: what they should be; (): the default of ``MODELS``.
+    """
+    own = tuple(own) or MODELS[name].hidden
+    if tuple(hidden) in ((), own):
+        return ""
+    return f"widths {'-'.join(map(str, hidden))} in place of {'-'.join(map(str, own))}"
 
 
 def layer_widths(model: nn.Module, layers: Collection[str] = ()) -> list[tuple[str, int]]:

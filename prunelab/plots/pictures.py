@@ -147,13 +147,14 @@ def canvas(
 
 
 def caption(facts: Mapping[str, Any]) -> str:
-    """The small line under a picture: n, interval, protocol, preset, data, hardware, as far as they are known."""
+    """The small line under a picture: n, interval, protocol, preset, network, data, hardware, as far as known."""
     data = facts.get("data") or ""
     parts = [
         ("n = ", facts.get("n")),
         ("", facts.get("interval")),
         ("", facts.get("protocol")),
         ("preset ", facts.get("preset")),
+        ("", facts.get("network")),
         ("data: ", data if isinstance(data, str) else ", ".join(map(str, data))),
         ("", facts.get("hardware")),
     ]
