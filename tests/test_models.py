@@ -6,7 +6,7 @@ from torch import nn
 
 from prunelab import settings
 from prunelab.errors import PrunelabError
-from prunelab.models import MODELS, build, initialise, layer_widths, mlp
+from prunelab.models import MODELS, build, initialise, layer_widths, mlp, other_sizes
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
@@ -198,7 +198,7 @@ def test_inputs_that_make_no_sense_are_refused():
 
 
 def test_a_caption_names_sizes_only_where_they_are_not_the_networks_own():
-    assert models.other_sizes("vgg_like", ()) == ""
-    assert models.other_sizes("lenet_300_100", [300, 100]) == ""
-    assert models.other_sizes("lenet_300_100", (30, 10)) == "widths 30-10 in place of 300-100"
-    assert models.other_sizes("dropnet_a", (20, 40), (20, 40)) == ""
+    assert other_sizes("vgg_like", ()) == ""
+    assert other_sizes("lenet_300_100", [300, 100]) == ""
+    assert other_sizes("lenet_300_100", (30, 10)) == "widths 30-10 in place of 300-100"
+    assert other_sizes("dropnet_a", (20, 40), (20, 40)) == ""

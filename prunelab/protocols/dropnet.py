@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunelab import models
 from prunelab import reported_curves as curves
 from prunelab.errors import PrunelabError, nearest
 from prunelab.settings import Data, Model, Prune, Run, Train
@@ -237,13 +236,11 @@ class Study:
 
     Attributes:
         figure: what it shows.
-        network: for the caption, the sizes of the network where they are not the figure's; "": they are.
         runs: method, as the legend names it -> its runs, one per seed.
         counts: method -> units left in each round, those of round 0 first.
     """
 
     figure: Figure
-    network: str = ""
     runs: dict[str, list[Run]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
 
@@ -346,9 +343,8 @@ def dropnet(
     if figure not in FIGURES:
         raise PrunelabError(f"DropNet has no figure {figure!r}: {nearest(figure, FIGURES)}")
     shown = FIGURES[figure]
-    network = models.other_sizes(shown.model, hidden, shown.hidden)
     if hidden:
-        shown = dataclasses.replace(shown, hidden=tuple(hidden), units=_masked_units(shown, tuple(hidden)))
+        shown = dataclasses.replace(shown, units=_masked_units(shown, tuple(hidden)))
     if data:
         shown = dataclasses.replace(shown, data=data)
     tiny = shown.data == "tiny_imagenet"
@@ -363,8 +359,8 @@ def dropnet(
         augment="affine" if tiny else "none",
     )
     layers = _VGG if shown.model == "dropnet_vgg19" else _CHANNELS.get(shown.model, ())
-    model = Model(shown.model, shown.hidden, "glorot_uniform")
-    study = Study(shown, network)
+    model = Model(shown.model, tuple(hidden) or shown.hidden, "glorot_uniform")
+    study = Study(shown)
     for name, (metric, scope, amount, one, new_draw) in _curves(shown).items():
         by_layer = scope == "layer"
         counts = left_after_rounds(shown.units, amount, shown.stop, layer=by_layer, one=one)
@@ -386,7 +382,7 @@ def dropnet(
         raise PrunelabError(f"{figure} has no curve {unknown[0]!r}: {nearest(unknown[0], study.runs)}")
     if chosen := list(methods):
         keep = {name: study.runs[name] for name in study.runs if name in chosen}
-        return Study(shown, network, keep, {name: study.counts[name] for name in keep})
+        return Study(shown, keep, {name: study.counts[name] for name in keep})
     return study
 
 
