@@ -31,7 +31,9 @@ from prunelab.trained import masks_at, reshaped
 
 log = logging.getLogger(__name__)
 
-REINIT_SEED = 20  # added to the seed for a new draw of the weights, as in DropNet's code
+# How a round begins with other weights than the trained ones, and what is added to the seed of their draw; the 20 is
+# that of DropNet's code.
+_NEW_WEIGHTS = {"rewind": 0, "reinit": 20}
 
 
 @dataclass(frozen=True)
@@ -324,19 +326,18 @@ class Running:
             seconds = time.perf_counter() - begin
             self._take(Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
             self.member.restart(self.run.retrain or self.run.train)
-            if prune.recover != "none":
-                self.member.change(self._recovered("finetune", weights), masks)
-                self.pruned_accuracy = population.evaluate([self.member], self.data.test)[0].accuracy
-            self.member.change(self._recovered(prune.recover, weights), masks)
+            pruners.put_weights(model, weights)
+            self.member.change(model, masks)
+            self.test = population.evaluate([self.member], self.data.test)[0]
+            self.pruned_accuracy = self.test.accuracy
+            if prune.recover in _NEW_WEIGHTS:
+                self.member.change(self._fresh(self.run.seed + _NEW_WEIGHTS[prune.recover]), masks)
             self._penalise()
             self.losses, self.losses_of_batches, self.accuracies, self.last = [], [], [], None
             if prune.recover != "none":
                 self._save()
                 return
-            self.validation, self.test = (
-                population.evaluate([self.member], part)[0] for part in (self.data.validation, self.data.test)
-            )
-            self.pruned_accuracy = self.test.accuracy
+            self.validation = population.evaluate([self.member], self.data.validation)[0]
             self._write_round(seconds)
             self._save()
 
@@ -362,15 +363,6 @@ class Running:
         """What the run that this one follows kept in the round that begins now."""
         removals = self.store.removals(self.run.prune.masks_of)
         return masks_at(removals, self.round + 1).to(self.where)
-
-    def _recovered(self, how: str, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The network with which the next round begins; new values of weights hold for the trained one."""
-        if how == "rewind":
-            return self._fresh(self.run.seed)
-        if how == "reinit":
-            return self._fresh(self.run.seed + REINIT_SEED)
-        pruners.put_weights(self.member.model, weights)
-        return self.member.model
 
     def _fresh(self, seed: int) -> nn.Module:
         return models.build(self.run.model, self.data.shape, len(self.data.classes), seed).to(self.where)

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prunelab import lazy
 
 if TYPE_CHECKING:
     from prunelab.live.explorer import PruningExplorer
 
 __all__ = ["PruningExplorer"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from prunelab.live import explorer
-
-        return getattr(explorer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.names(__name__, {"PruningExplorer": "prunelab.live.explorer"})

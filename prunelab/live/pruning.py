@@ -298,8 +298,8 @@ class Subject:
             return None
         if gone[-1] < stay[0]:
             return edge * stay[0] / (BINS / 2)
-        sizes = (_parted(self._model.get_parameter(name).detach(), masks[name]) for name in names)
-        largest, smallest = (f(side) for f, side in zip((max, min), zip(*sizes, strict=True), strict=True))
+        sizes = [_parted(self._model.get_parameter(name).detach(), masks[name]) for name in names]
+        largest, smallest = max(gone for gone, _ in sizes), min(left for _, left in sizes)
         return (largest + smallest) / 2 if largest <= smallest else None
 
 

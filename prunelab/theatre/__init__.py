@@ -6,17 +6,13 @@ itself is fetched when it is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prunelab import lazy
 
 if TYPE_CHECKING:
     from prunelab.theatre.panel import TrainingTheatre
 
 __all__ = ["TrainingTheatre"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from prunelab.theatre import panel
-
-        return getattr(panel, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.names(__name__, {"TrainingTheatre": "prunelab.theatre.panel"})
