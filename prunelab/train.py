@@ -26,6 +26,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from prunelab import prefix
+from prunelab.captured import repeated
 from prunelab.data import Dataset, Split
 from prunelab.data.augment import augment
 from prunelab.errors import PrunelabError
@@ -359,6 +360,8 @@ class _Lockstep:
         self.steps = [torch.tensor(float(m.steps), device=self.leaves[0].device) for m in members]
         zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(self.names, self.leaves, strict=True)}
         self.gradients = None if self.fused else zeros
+        self.right = torch.zeros(len(members), dtype=torch.long, device=self.leaves[0].device)
+        self._learners: dict[tuple[float, ...], Callable[[Tensor, Tensor], Tensor]] = {}
 
     def _stack_masks(self) -> dict[str, Tensor]:
         """Float masks of the parameters that have one, and of all where padding would not stay zero by itself."""
@@ -415,20 +418,14 @@ class _Lockstep:
         where = split.y.device
         order = self._order(samples)
         losses = torch.zeros(math.ceil(samples / size), runs, device=where)
-        right = torch.zeros(runs, dtype=torch.long, device=where)
-        rates = torch.tensor([member.lr for member in self.members], device=where)
-        step = None if self.fused else self._stepper()
+        learn = self._learner(shared=order is None and settings.augment == "none")
+        self.right.zero_()
         for model in [*self.stack.models, *(member.model for member in self.members)]:
             model.train()
         begin = time.perf_counter()
         for batch, start in enumerate(range(0, samples, size)):
             rows = slice(start, start + size)
-            x, y = self._batch(data, split, rows if order is None else order[:, rows])
-            loss, hits = self.stack.learn(x, y, self.gradients, rates, shared=x.dim() == split.x.dim())
-            if step is not None:
-                step()
-            losses[batch] = loss
-            right += hits
+            losses[batch] = learn(*self._batch(data, split, rows if order is None else order[:, rows]))
         history = losses.cpu()
         seconds = (time.perf_counter() - begin) / runs
         self._write_back()
@@ -444,9 +441,31 @@ class _Lockstep:
                 member.failure = (
                     f"the loss was not finite from batch {bad} of epoch {member.epoch} on; lower lr = {member.lr:g}"
                 )
-            accuracy = right[run].item() / samples if data.labelled else math.nan
+            accuracy = self.right[run].item() / samples if data.labelled else math.nan
             done[id(member)] = Epoch(mean[run], accuracy, seconds, runs)
         return done
+
+    def _learner(self, shared: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """One step of all members, from a batch to their losses; right answers are added up in ``right``.
+
+        It is kept from epoch to epoch while the learning rates stay, since on a GPU it is a recording.
+        """
+        now = tuple(member.lr for member in self.members)
+        if now not in self._learners:
+            # Not self in the closure: a ring would keep the memory of a stack that is through until it is collected.
+            stack, gradients, right, where = self.stack, self.gradients, self.right, self.leaves[0].device
+            rates = torch.tensor(now, device=where)
+            step = None if self.fused else self._stepper()
+
+            def one(x: Tensor, y: Tensor) -> Tensor:
+                loss, hits = stack.learn(x, y, gradients, rates, shared)
+                if step is not None:
+                    step()
+                right.add_(hits)
+                return loss
+
+            self._learners = {now: one if self.penalised else repeated(one, where)}  # a penalty may be any Python
+        return self._learners[now]
 
     def _order(self, samples: int) -> Tensor | None:
         """Sample numbers in the order in which they are seen, [R, N]; None where all runs see the data's own order."""
@@ -470,8 +489,9 @@ class _Lockstep:
 
     def _stepper(self) -> Callable[[], None]:
         """One optimiser step for all members; cut into runs only where their step counts or learning rates differ."""
-        members, stack, s = self.members, self.stack, self.settings
-        masked = [name for name in self.names if name in self.masks]
+        members, stack, s, gradients, narrowed = self.members, self.stack, self.settings, self.gradients, self.parts
+        names, penalised = self.names, self.penalised
+        masked = [name for name in names if name in self.masks]
         keep = [self.masks[name] for name in masked]
         uniform = len({(member.steps, member.lr) for member in members}) == 1
 
@@ -484,20 +504,19 @@ class _Lockstep:
         moments = {kind: parts(tensors) for kind, tensors in self.moments.items()}
         rates = [member.lr for member in (members[:1] if uniform else members)]
         counts = [
-            [torch.full_like(step, member.steps) for _ in self.names]
+            [torch.full_like(step, member.steps) for _ in names]
             for step, member in zip(self.steps, members, strict=True)
         ]
-        fixed = parts(list(self.gradients.values())) if stack.chain else None  # written into, never replaced
+        found = parts(list(gradients.values()))  # written into, never replaced
 
         @torch.no_grad()
         def step() -> None:
-            for run in self.penalised:
-                for name, change in members[run].penalty(self.parts[run].model).items():
-                    whole = self.gradients[name]
+            for run in penalised:
+                for name, change in members[run].penalty(narrowed[run].model).items():
+                    whole = gradients[name]
                     (whole if len(members) == 1 else corner(whole[run], change.shape)).add_(change)
             if keep:
-                torch._foreach_mul_([self.gradients[name] for name in masked], keep)
-            found = fixed or [[self.gradients[name] for name in self.names]]
+                torch._foreach_mul_([gradients[name] for name in masked], keep)
             for i, (own, rate) in enumerate(zip(weights, rates, strict=True)):
                 _optimise(s, own, found[i], {k: m[i] for k, m in moments.items()}, counts[i], rate)
 
