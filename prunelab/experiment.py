@@ -34,7 +34,7 @@ from prunelab.results import Store
 from prunelab.running import Running, Watch, most_epochs
 from prunelab.settings import Run
 from prunelab.stack import stackable
-from prunelab.train import ALONE, Population, device
+from prunelab.train import ALONE, Population, device, knows_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,8 @@ def run_all(
     where = _device(device)
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
     check(missing)
+    if not knows_bfloat16(where) and any(run.train.precision == "bfloat16" for run in missing):
+        log.warning("precision = 'bfloat16': this machine computes it by detours, 'float32' is faster here")
     known = {run.id for run in runs}
     for run in missing:
         if (leader := run.prune.masks_of) and leader not in known and store.status(leader) != "complete":

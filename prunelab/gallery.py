@@ -49,6 +49,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
     threads = (
         [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
     )
+    reduced = [str(name) for name in seen("train.precision") if name != "float32"]
     spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
     if "seconds_spent" in rounds:  # less, where runs that begin alike were trained once for all of them
         spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()
@@ -57,7 +58,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
         "data": [_with_size(name, seen("data.train_size")) for name in seen("source") or seen("data")],
-        "hardware": ", ".join(devices + threads) or None,
+        "hardware": ", ".join(devices + threads + reduced) or None,
         "runs": len(seen("id")) or None,
         "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
         "git_commit": seen("git_commit"),

@@ -138,6 +138,9 @@ class Train:
     test_every_epoch: bool = (
         False  # measure the test part each epoch, not only at the end of a round; never used for decisions
     )
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # of the convolutions while training; weights, their updates and all that is measured are float32
+    )
 
 
 @settings

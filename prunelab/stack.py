@@ -8,7 +8,8 @@ weights once. Backpropagation is linear in the gradient of the logits, so a run'
 Axes: R runs, B samples of a batch, F features, C classes. Dense activations are [R, B, F], or [B, F] for one run and
 for a batch that all runs share; maps of convolutions are a list, one [B, channels, H, W] per run in channels_last,
 because the runs' own convolutions, one after the other, measured faster on a CPU than one grouped convolution
-(1.1 to 2.5 times) and need no padding to the widest.
+(1.1 to 2.5 times) and need no padding to the widest. Where the precision is bfloat16, maps are, from the first
+convolution or pooling to the flattening, while a network learns; weights, gradients and all that is dense stay float32.
 
 The stacked tensors are the only storage of the weights; the parameters of the plain models are views into them, so
 whoever holds a plain model sees its current weights. Runs with narrower layers are padded with zeros: a padded unit has
@@ -68,10 +69,11 @@ class Stack:
     Args:
         models: plain modules on one device; their parameters become views of the stack. One model is used as it is,
             whatever it is made of; several have to be ``stackable`` and of the ``same_architecture``.
+        precision: in which maps are computed while learning, float32 or bfloat16; without a gradient all is float32.
     """
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        self.models = list(models)
+    def __init__(self, models: Sequence[nn.Module], precision: torch.dtype = torch.float32) -> None:
+        self.models, self.precision = list(models), precision
         self.chain = stackable(models[0])
         self.parameters: dict[str, Tensor] = {}
         if len(models) == 1:
@@ -140,8 +142,10 @@ class Stack:
         self, x: Tensor, y: Tensor, gradients: dict[str, Tensor] | None, rates: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The same for one model of any kind."""
+        reduced = torch.autocast(x.device.type, self.precision, self.precision != torch.float32, cache_enabled=False)
         with torch.enable_grad():
-            logits = self.models[0](_last(x))
+            with reduced:
+                logits = self.models[0](_last(x)).float()
             loss = (F.mse_loss if y.is_floating_point() else F.cross_entropy)(logits, y)
             found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         with torch.no_grad():
@@ -168,13 +172,13 @@ class Stack:
                 x = self._linear(name, x, shared)
                 shared = shared and len(self) == 1
             elif isinstance(module, nn.Conv2d):
-                before = self._maps(x, shared)
+                before = self._maps(x, shared, tape)
                 x = [self._convolve(run, name, part) for run, part in enumerate(before)]
                 shared = shared and len(self) == 1
             elif isinstance(module, nn.Flatten):
                 x = self._rows(x) if isinstance(x, list) else x.flatten(1 if shared else 2)
             elif isinstance(module, _POOLING):
-                before = self._maps(x, shared)
+                before = self._maps(x, shared, tape)
                 shared = shared and len(self) == 1
                 if isinstance(module, nn.MaxPool2d):
                     pairs = [_aten.max_pool2d_with_indices(part, *_window(module)) for part in before]
@@ -212,18 +216,20 @@ class Stack:
 
     def _convolve(self, run: int, name: str, x: Tensor) -> Tensor:
         layer = self.own[run][name]
-        return F.conv2d(x, layer.weight.detach(), _detached(layer.bias), *_geometry(layer))
+        return F.conv2d(x, _as(layer.weight, x), _as(layer.bias, x), *_geometry(layer))
 
-    def _maps(self, x: Tensor | Maps, shared: bool) -> Maps:
+    def _maps(self, x: Tensor | Maps, shared: bool, tape: list[tuple] | None) -> Maps:
         if isinstance(x, list):
             return x
+        if tape is not None:
+            x = x.to(self.precision)
         return [_last(x)] * len(self) if shared else [_last(part) for part in x]
 
     def _rows(self, maps: Maps) -> Tensor:
         """Flattened maps, [B, F] for one run and [R, B, F] for several, zeros behind those with fewer channels."""
         if len(maps) == 1:
-            return maps[0].flatten(1)
-        rows = [part.flatten(1) for part in maps]
+            return maps[0].flatten(1).float()
+        rows = [part.flatten(1).float() for part in maps]
         if len({row.shape[1] for row in rows}) == 1:
             return torch.stack(rows)
         return pile(rows)
@@ -244,7 +250,8 @@ class Stack:
                 if isinstance(x, list):
                     parts = [d] if len(self) == 1 else d.unbind(0)
                     d = [
-                        _last(part[:, : own[0].numel()].reshape(own.shape)) for part, own in zip(parts, x, strict=True)
+                        _last(part[:, : own[0].numel()].reshape(own.shape).to(own.dtype))
+                        for part, own in zip(parts, x, strict=True)
                     ]
                 else:
                     d = d.reshape(x.shape)
@@ -306,7 +313,7 @@ class Stack:
         back, dw, db = _aten.convolution_backward(
             d,
             x,
-            weight,
+            _as(weight, x),
             None if bias is None else list(bias.shape),
             stride,
             padding,
@@ -375,6 +382,11 @@ def _last(x: Tensor) -> Tensor:
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
+
+
+def _as(parameter: Tensor | None, maps: Tensor) -> Tensor | None:
+    """Its values in the precision of the maps that it meets."""
+    return None if parameter is None else parameter.detach().to(maps.dtype)
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

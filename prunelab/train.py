@@ -58,6 +58,14 @@ def device(name: str = "auto") -> torch.device:
     return found
 
 
+def knows_bfloat16(where: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; elsewhere it is slower than float32."""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for these
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A random generator (CPU) made of the run's seed and a purpose, so that no two uses share a stream."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
@@ -331,7 +339,7 @@ def _groups(members: Sequence[Member], parts: Mapping[int, Narrow]) -> list[list
 
 
 def _fits(a: Member, b: Member) -> bool:
-    shared = ("batch_size", "optimiser", "momentum", "weight_decay", "shuffle", "augment")
+    shared = ("batch_size", "optimiser", "momentum", "weight_decay", "shuffle", "augment", "precision")
     return (
         not (a.frozen or b.frozen)
         and all(getattr(a.train, name) == getattr(b.train, name) for name in shared)
@@ -345,9 +353,9 @@ class _Lockstep:
 
     def __init__(self, members: Sequence[Member], parts: Sequence[Narrow]) -> None:
         self.members, self.parts = list(members), list(parts)
-        self.stack = Stack([part.model for part in parts])
-        self.whole = Stack([members[0].model]) if members[0].frozen else self.stack
         self.settings = members[0].train
+        self.stack = Stack([part.model for part in parts], getattr(torch, self.settings.precision))
+        self.whole = Stack([members[0].model]) if members[0].frozen else self.stack
         self.names = list(self.stack.parameters)
         self.leaves = [self.stack.parameters[name].detach() for name in self.names]
         self.masks = self._stack_masks()

@@ -74,6 +74,12 @@ CASES = {
     "three, Adam": (3, "mlp", Train(epochs=3, batch_size=32, optimiser="adam", weight_decay=5e-4)),
     "three, plan": (3, "mlp", Train(epochs=3, batch_size=32, optimiser="adam", lr_milestones=(1, 2))),
     "two of convolutions": (2, "dropnet_b", Train(epochs=2, batch_size=32, optimiser="sgd", lr=0.1)),
+    "two in bfloat16": (2, "dropnet_b", Train(epochs=2, batch_size=32, optimiser="sgd", lr=0.1, precision="bfloat16")),
+    "one by autograd in bfloat16": (
+        1,
+        "resnet20",
+        Train(epochs=2, batch_size=32, optimiser="sgd", precision="bfloat16"),
+    ),
     "one by autograd": (1, "resnet20", Train(epochs=2, batch_size=32, optimiser="sgd", lr=0.05, momentum=0.9)),
 }
 

@@ -382,3 +382,12 @@ def test_accuracy_right_after_a_pruning_is_on_record(tmp_path, recover):
     assert rows["pruned_test_accuracy"].isna().tolist() == [True, False]
     assert rows["pruned_test_accuracy"].iloc[1] == pytest.approx(right)
     assert (rows["pruned_test_accuracy"].iloc[1] == rows["test_accuracy"].iloc[1]) == (recover == "none")
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_machine_that_computes_bfloat16_by_detours_says_so(tmp_path, monkeypatch, caplog, knows):
+    monkeypatch.setattr("prunelab.experiment.knows_bfloat16", lambda where: knows)
+    reduced = run(train=Train(epochs=1, batch_size=32, precision="bfloat16"))
+    done = run_all([reduced], store=Store(tmp_path), jobs=1, progress=False, device="cpu")
+    assert ("bfloat16" in caplog.text) is not knows
+    assert done.rounds["train.precision"].tolist() == ["bfloat16"]

@@ -347,6 +347,8 @@ def test_provenance_is_read_from_the_rounds():
     }  # fmt: skip
     alike = rounds().assign(seconds_spent=[1.0] * 6 + [math.nan] * 3)  # trained once for three; rows of earlier runs
     assert plots.provenance(alike, "quick")["minutes"] == (6 * 1.0 + 3 * 3.0) / 60
+    reduced = rounds().assign(**{"train.precision": ["float32"] * 6 + ["bfloat16"] * 3})
+    assert plots.provenance(reduced, "quick")["hardware"] == "cpu, 2 threads, bfloat16"
     claims = pd.DataFrame({"verdict": ["confirmed"]})
     assert plots.provenance(rounds(), "quick", claims=claims)["claims"] is claims
     with pytest.raises(PrunelabError, match="did you mean 'quick'"):

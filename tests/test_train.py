@@ -383,3 +383,57 @@ print(psutil.Process().memory_info().rss - before)
         for how in ("plain", "kept")
     )
     assert plain < 2**24 < 2**25 < kept  # of 64 MiB
+
+
+BF16 = {"epochs": 2, "batch_size": 32, "optimiser": "sgd", "lr": 0.05, "momentum": 0.9, "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_gradients_of_maps_in_bfloat16_are_as_close_to_those_in_float32_as_autocast_gets(runs, pool):
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), pool(2), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(8 * 5 * 5, 5), nn.ReLU(), nn.Linear(5, 3),
+        )
+        for _ in range(runs)
+    ]  # fmt: skip
+    x, y = torch.randn(runs, 32, 2, 14, 14), torch.randint(0, 3, (runs, 32))
+
+    def by_autograd(reduced):
+        found = []
+        for net, part, own in zip(nets, x, y, strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+                logits = net(part)
+            loss = F.cross_entropy(logits.float(), own)
+            found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
+        return torch.stack(found)
+
+    exact, usual = by_autograd(reduced=False), by_autograd(reduced=True)
+    stack = Stack(nets, torch.bfloat16)
+    gradients = {name: torch.zeros_like(parameter) for name, parameter in stack.parameters.items()}
+    stack.learn(x, y, gradients, torch.ones(runs))
+    ours = torch.cat([gradient.reshape(runs, -1) for gradient in gradients.values()], 1)
+    assert 0 < (ours - exact).norm() < 1.5 * (usual - exact).norm() < 0.2 * exact.norm()
+    assert stack(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("model", "hidden"), [("dropnet_b", (6, 5)), ("resnet20", (4, 4, 4))])
+def test_training_in_bfloat16_keeps_float32_weights_and_what_is_pruned_at_zero(digits, model, hidden):
+    exact = {name: value for name, value in BF16.items() if name != "precision"}
+    runs = [member(0, Train(**settings), model=model, hidden=hidden, data=digits) for settings in (BF16, exact)]
+    for run in runs:
+        run.change(run.model, half_masks(run.model))
+    population = Population(digits)
+    assert [epoch.lockstep for epoch in population.epoch(runs)] == [1, 1]  # those of two precisions do not fit together
+    population.epoch(runs)
+    reduced, plain = runs
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in reduced.model.state_dict().values())
+    assert all((reduced.model.get_parameter(name)[~mask] == 0).all() for name, mask in reduced.masks.items())
+    assert any(not torch.equal(weights(reduced)[name], value) for name, value in weights(plain).items())
+    here, there = population.evaluate(runs, digits.test)
+    assert here.loss == pytest.approx(there.loss, rel=0.15)
+    with torch.no_grad():  # what is measured is measured in float32
+        expected = F.cross_entropy(reduced.model(digits.scale(digits.test.x)), digits.test.y).item()
+    assert here.loss == pytest.approx(expected, rel=1e-5)

@@ -321,6 +321,7 @@ def dropnet(
     hidden: Sequence[int] = (),
     rounds: int | None = None,
     variant: str = "faithful",
+    precision: str = "float32",
 ) -> Study:
     """The runs behind a figure of DropNet, in the paper's protocol unless an argument says otherwise.
 
@@ -339,6 +340,7 @@ def dropnet(
         hidden: other sizes of the model than the figure's, for a quick look; its masked layers have as many units.
         rounds: no more than so many prunings.
         variant: ``faithful``: the published code's selection, with which the reported numbers were made.
+        precision: of the convolutions while training; the paper's is ``float32``.
     """
     if figure not in FIGURES:
         raise PrunelabError(f"DropNet has no figure {figure!r}: {nearest(figure, FIGURES)}")
@@ -357,6 +359,7 @@ def dropnet(
         patience=max(patience, 10) if tiny and patience == 5 else patience,
         shuffle=False,
         augment="affine" if tiny else "none",
+        precision=precision,
     )
     layers = _VGG if shown.model == "dropnet_vgg19" else _CHANNELS.get(shown.model, ())
     model = Model(shown.model, tuple(hidden) or shown.hidden, "glorot_uniform")

@@ -32,6 +32,7 @@ def nnrelief(
     alpha_conv: float | None = None,
     samples: int | None = None,
     variant: str = "corrected",
+    precision: str = "float32",
 ) -> list[Run]:
     """The runs of one experiment, in the published settings unless an argument says otherwise.
 
@@ -55,6 +56,7 @@ def nnrelief(
         alpha_conv: likewise in convolutions.
         samples: size of the pruning set.
         variant: ``corrected``, or ``faithful``: the published code's rules.
+        precision: of the convolutions while training; the paper's is ``float32``.
     """
     if model not in _EXPERIMENTS:
         raise PrunelabError(f"NNrelief has no experiment with {model!r}: {nearest(model, _EXPERIMENTS)}")
@@ -71,6 +73,7 @@ def nnrelief(
         "shuffle": variant != "faithful",
         "augment": "crop_flip" if images else "none",
         "test_every_epoch": variant == "faithful",
+        "precision": precision,
     }
     length, length_again = epochs or first, retrain_epochs or (epochs if epochs and epochs < again else again)
     train = Train(epochs=length, lr_milestones=_moved(decay, first, length), **common)
