@@ -81,7 +81,7 @@ class Data:
     )
     split_seed: int = 42
     train_size: int | None = None  # use only so many training samples; None: all
-    test_size: int | None = None  # likewise for validation and test samples
+    test_size: int | None = None  # at most so many validation and test samples; None: all
     scaling: Literal["unit", "standard", "minmax", "minmax_all", "centred", "raw"] = (
         "unit"  # minmax_all looks at the test part too, as DyPrune does; centred: images from -0.5 to 0.5
     )

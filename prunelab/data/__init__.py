@@ -191,13 +191,16 @@ def _divide(raw: Raw, settings: Data) -> dict[str, Split]:
     held = _count(settings.validation, len(y) - held_test, "validation", settings)
     rows, test = _cut(_rows(len(y), bool(held or held_test or settings.train_size), settings), y, held_test, settings)
     train, validation = _cut(rows, y, held, settings)
-    train = _limit(train, y, settings.train_size, "train_size", settings)
-    validation = _limit(validation, y, settings.test_size and min(settings.test_size, held), "test_size", settings)
+    if settings.train_size is not None and settings.train_size > len(train):
+        there = f"but only {len(train)} samples are there"
+        raise DataError(f"{settings.name}: Data.train_size = {settings.train_size}, {there}: ask for at most that many")
+    train = _limit(train, y, settings.train_size, settings)
+    validation = _limit(validation, y, settings.test_size, settings)
     test_x, test_y = x, y
     if own_test:
         test_x, test_y = raw.tensors["test_x"], raw.tensors["test_y"]
         test = _rows(len(test_y), settings.test_size is not None, settings)
-    test = _limit(test, test_y, settings.test_size, "test_size", settings)
+    test = _limit(test, test_y, settings.test_size, settings)
     return {"train": _take(x, y, train), "validation": _take(x, y, validation), "test": _take(test_x, test_y, test)}
 
 
@@ -245,13 +248,9 @@ def _cut(rows: Tensor, y: Tensor, held: int, settings: Data) -> tuple[Tensor, Te
     return torch.from_numpy(kept), torch.from_numpy(out)
 
 
-def _limit(rows: Tensor, y: Tensor, size: int | None, what: str, settings: Data) -> Tensor:
-    if size is None:
-        return rows
-    if size > len(rows):
-        there = f"but only {len(rows)} samples are there"
-        raise DataError(f"{settings.name}: Data.{what} = {size}, {there}: ask for at most that many")
-    return _cut(rows, y, len(rows) - size, settings)[0]
+def _limit(rows: Tensor, y: Tensor, size: int | None, settings: Data) -> Tensor:
+    """At most ``size`` of the rows."""
+    return rows if size is None or size >= len(rows) else _cut(rows, y, len(rows) - size, settings)[0]
 
 
 def _take(x: Tensor, y: Tensor, rows: Tensor) -> Split:
