@@ -80,6 +80,7 @@ _KNOWN = {
     **{f"{part}_difference": Quantity(f"difference in {part} accuracy", "points", 100, 2) for part in PARTS},
     "parameters_removed": Quantity("parameters removed", "%", 100, 2),
     "sparsity": Quantity("sparsity", decimals=4, trim=True),
+    "spared": Quantity("units gone within a point", "%", 100, 1),
     "requested_sparsity": Quantity("requested sparsity", decimals=4, trim=True),
     "fraction": Quantity("fraction of units left", decimals=3, trim=True, log=True),
     "density": Quantity("density (share of weights left)", trim=True, log=True),

@@ -1,0 +1,61 @@
+"""How much of a network went before its curve fell, by hand; the table of all networks."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from prunelab import dropnet_table
+from prunelab.protocols.dropnet import FIGURES
+
+
+def points(**curves):
+    fractions = [1.0, 0.8, 0.64, 0.5]
+    return pd.concat(
+        [
+            pd.DataFrame({"strategy": name, "fraction": fractions, "reported": own[0], "ours": own[1], "n": 3})
+            for name, own in curves.items()
+        ]
+    )
+
+
+def test_units_are_spared_down_to_the_first_point_that_fell():
+    nan = math.nan
+    found = dropnet_table.spared(
+        points(
+            min=([0.98, 0.97, 0.975, 0.5], [0.95, 0.96, 0.938, 0.95]),  # falls at 0.5; falls at 0.64 and comes back
+            max=([nan] * 4, [0.9, 0.88, 0.9, 0.9]),  # no reported curve; falls at once
+        )
+    ).set_index("strategy")
+    assert found.loc["min", "reported"] == pytest.approx(1 - 0.64)
+    assert found.loc["min", "ours"] == pytest.approx(1 - 0.8)
+    assert math.isnan(found.loc["max", "reported"])
+    assert found.loc["max", "ours"] == 0
+    assert found["n"].tolist() == [3, 3]
+    lenient = dropnet_table.spared(points(min=([0.98] * 4, [0.95, 0.96, 0.938, 0.95])), within=0.02)
+    assert lenient[["reported", "ours"]].to_numpy().tolist() == [[0.5, 0.5]]
+
+
+def test_the_table_has_a_row_for_each_network_and_does_without_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNELAB_FIGURES", str(tmp_path))
+    rows = dropnet_table.networks()
+    assert set(rows["figure"].value_counts()) == {6}
+    assert rows["ours"].isna().all()
+    assert math.isnan(dropnet_table.most_spared(rows))
+    text = str(dropnet_table.table(rows))
+    assert "Model B, Conv 64-64, MNIST" in text
+    first = rows[rows["figure"] == "Fig. 3"].iloc[0]
+    assert first["units"] == 80
+    assert first["parameters"] == 784 * 40 + 40 + 40 * 40 + 40 + 40 * 10 + 10  # 33,450
+    assert first["macs"] == 784 * 40 + 40 * 40 + 40 * 10
+    folder = tmp_path / "dropnet"
+    folder.mkdir()
+    points(min=([0.98, 0.97, 0.975, 0.5], [0.95, 0.95, 0.95, 0.95])).to_csv(folder / "figure_03.csv")
+    ours = dropnet_table.networks(["figure_03"])
+    assert dropnet_table.most_spared(ours) == 0.5
+    assert "50 (36)" in str(dropnet_table.table(ours))
+
+
+def test_units_are_those_of_the_paper():
+    units = {name: sum(FIGURES[name].units) for name in ("figure_03", "figure_09", "figure_11", "figure_12")}
+    assert units == {"figure_03": 80, "figure_09": 384, "figure_11": 4800, "figure_12": 5504}
