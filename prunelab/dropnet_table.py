@@ -34,7 +34,8 @@ def spared(points: pd.DataFrame, within: float = WITHIN) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for name, own in points.groupby("strategy", sort=False):
+    for name in sorted(points["strategy"].unique(), key=METRICS.index):
+        own = points[points["strategy"] == name]
         ends = {column: _end(own.set_index("fraction")[column].dropna(), within) for column in ("reported", "ours")}
         rows.append({"strategy": name, "quantity": "spared", **ends, "ours_half": nan, "n": own["n"].max()})
     return pd.DataFrame(rows)

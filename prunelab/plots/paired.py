@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def ours_and_reported(
     points: pd.DataFrame, quantities: Sequence[str], by: Sequence[str], **shown: Unpack[Shown]
 ) -> Picture:
-    """Ours as filled circles with their 95 % t intervals, what was reported as open squares.
+    """Ours as filled circles with their 95 % t intervals if they have any, what was reported as open squares.
 
     Args:
         points: one row per result and quantity: ``by``, quantity, reported (NaN: nothing was), ours, ours_half (NaN: no
@@ -35,7 +35,8 @@ def ours_and_reported(
     need(points, [*by, "quantity", "reported", "ours", "ours_half", "n"], "plots.ours_and_reported")
     names = [": ".join(map(str, keys)) for keys in points[list(by)].drop_duplicates().itertuples(index=False)]
     size = (2.4 + 2.9 * len(quantities), 1.4 + 0.3 * len(names))
-    sheet = canvas(1, len(quantities), **{"size": size, **shown}, counted=marks.counted(points), sharey=True)
+    counted = marks.counted(points) | ({} if points["ours_half"].notna().any() else {"interval": ""})
+    sheet = canvas(1, len(quantities), **{"size": size, **shown}, counted=counted, sharey=True)
     words = []
     with sheet as (picture, axes):
         own, theirs = marks.series(0), marks.series(1)
