@@ -86,9 +86,7 @@ def reproduce(
     done = [job.artefact for job in plan if not job.reason.startswith("skipped")]
     rows = [row for check in reproduce.verify(done) for row in check.claims if check.artefact in done]
     if preset != "smoke" and rows:
-        import pandas as pd
-
-        print(f"\n{tables.verdicts(pd.DataFrame(rows).fillna(float('nan')))}")
+        print(f"\n{tables.stored_verdicts(rows)}")
     print(f"\nfigures: {paths.figures()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
     return FAILED if failed else 0
 
@@ -218,12 +216,10 @@ def verify(artefacts: Names = (), /) -> int:
     from prunelab import reproduce, tables
 
     checks = reproduce.verify(reproduce.chosen(artefacts or ("all",)))
-    import pandas as pd
-
     for check in checks:
         if check.claims:
             print(f"{check.artefact.id} ({check.preset})")
-            print(f"{tables.verdicts(pd.DataFrame(check.claims).fillna(float('nan')))}\n")
+            print(f"{tables.stored_verdicts(check.claims)}\n")
     for check in checks:
         print(f"{check.artefact.id:28s} {check.preset or '-':6s} {check.problem or check.verdict}")
     return FAILED if any(check.problem for check in checks) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,14 @@ def comparison(
     frame["n"] = numbers["n"].astype(str)
     alone = "; no ± where n = 1" if (numbers["n"] == 1).any() else ""
     return Table(frame, numbers, caption or f"mean ± half width of the 95 % t interval over n seeds{alone}")
+
+
+def stored_verdicts(claims: Iterable[Mapping[str, Any]]) -> Table:
+    """The same table of claims as they are stored beside a figure, where None stands for what is not known."""
+    import pandas as pd
+
+    known = [{key: math.nan if value is None else value for key, value in claim.items()} for claim in claims]
+    return verdicts(pd.DataFrame(known))
 
 
 def verdicts(judged: pd.DataFrame) -> Table:

@@ -226,6 +226,7 @@ def text(widget):
 
 
 def test_start_pause_stop_go_on_and_finish_with_the_rows_of_a_plain_experiment(tmp_path):
+    threads = set(threading.enumerate())  # of other tests
     one, store = run(epochs=30), Store(tmp_path / "watched")
     theatre = TrainingTheatre(one, store=store, device="cpu", pace=0.05)
     buttons, sentence, panel = theatre.buttons, theatre.children[1], theatre.children[2]
@@ -256,7 +257,7 @@ def test_start_pause_stop_go_on_and_finish_with_the_rows_of_a_plain_experiment(t
     later.wait(60)
     later.check()
     assert (later.state, children()) == ("complete", [])
-    assert not any(thread.name.startswith("Thread") for thread in threading.enumerate())
+    wait_until(lambda: set(threading.enumerate()) <= threads)
     assert all(button.disabled for button in later.buttons.values())
     plain = Store(tmp_path / "plain")
     train_population([one], plain)
