@@ -144,7 +144,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
         The largest difference of the outputs, relative to their largest.
 
     Raises:
-        ExportError: the extra ``export`` is not installed, torch cannot export the model, or the outputs differ.
+        ExportError: the extra ``export`` is not installed, torch cannot export the model or fixes its batch size, or
+            the outputs differ.
     """
     onnxruntime = _onnxruntime()
     path = Path(path)
@@ -159,6 +160,11 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             )
             program.save(part)
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        if isinstance(batch := session.get_inputs()[0].shape[0], int):
+            raise ExportError(
+                f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
+                "a newer torch leaves it free"
+            )
         (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
         with torch.no_grad():
             expected = plain(example)

@@ -179,6 +179,16 @@ def test_onnx_gives_the_same_outputs_for_any_batch(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), model(X[:2]), rtol=1e-4, atol=1e-5)
 
 
+def test_onnx_with_a_fixed_batch_size_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    exported = torch.onnx.export
+    fixed = {"dynamic_shapes": None}  # as torch 2.6 does for some networks, whatever it is asked for
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **options: exported(*a, **{**options, **fixed}))
+    with pytest.raises(ExportError, match=f"fixes the batch size at {len(X)}: nothing was written"):
+        to_onnx(small_net().eval(), tmp_path / "net.onnx", X)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_a_shrunk_torchvision_model_runs_in_onnxruntime(tmp_path, name):
