@@ -120,7 +120,8 @@ def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> 
         ring = {"marker": "o", "markerfacecolor": "none", "markersize": 6, "linestyle": (0, (4, 2)), "linewidth": 1.1}
         ax.plot(at, level, color=grey, zorder=2, **ring)
     half = rows["ours_half"] * scale
-    known = {"elinewidth": 1, "ecolor": look["color"]}
+    # The interval of two runs is often wider than all the rest: pale, so that the curve stays in sight.
+    known = {"elinewidth": 1, "ecolor": look["color"], "alpha": 0.35 if rows["n"].max() < 3 else 1}
     ax.errorbar(rows["fraction"], rows["ours"] * scale, half, None, "none", zorder=3, **known)
     ax.plot(rows["fraction"], rows["ours"] * scale, markersize=4, zorder=3, **look)
     if not len(theirs):
