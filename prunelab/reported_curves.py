@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BEST_TEST_EPOCH = "best_test_epoch_accuracy"
 READING = 0.015  # how far a value read from a picture may be off, by a check against exact ones (share of 1)
 _CLOSE = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
+_NOTHING = 1e-6  # stands for a fraction of 0, which has no logarithm
 
 
 @functools.cache
@@ -51,7 +52,8 @@ def reported(paper: str, figure: str) -> pd.DataFrame:
 def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
     """Every reported point beside ours.
 
-    A point agrees if it lies within both half intervals and the reading error of the reported one.
+    A point agrees if it lies within both half intervals and the reading error of the reported one. A network of other
+    widths than the paper's comes to slightly other fractions by layer: there the reported value is read between two.
 
     Args:
         ours: one row per run and round: strategy, fraction, seed, ``y``.
@@ -72,11 +74,16 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
     parts = []
     for name, own in means.groupby("strategy", sort=False):
         there = theirs[theirs["strategy"] == name].drop(columns="strategy").sort_values("fraction")
-        parts.append(
-            pd.merge_asof(own.sort_values("fraction"), there, on="fraction", direction="nearest", tolerance=_CLOSE)
-            if len(there)
-            else own.assign(reported=np.nan, reported_half=np.nan)
-        )
+        if there.empty:
+            parts.append(own.assign(reported=np.nan, reported_half=np.nan))
+            continue
+        own = pd.merge_asof(own.sort_values("fraction"), there, on="fraction", direction="nearest", tolerance=_CLOSE)
+        # In each round a fraction of what is left goes, so what lies between points is read on a log scale.
+        at, points = (np.log(t["fraction"].clip(lower=_NOTHING)) for t in (own, there))
+        apart = own["reported"].isna()
+        for column in ("reported", "reported_half"):
+            own.loc[apart, column] = np.interp(at[apart], points, there[column], left=np.nan, right=np.nan)
+        parts.append(own)
     table = pd.concat(parts).rename(columns={y: "ours", f"{y}_half": "ours_half"})
     table["difference"] = table["ours"] - table["reported"]
     table["allowed"] = table["reported_half"].fillna(0) + table["ours_half"].fillna(0) + READING

@@ -111,3 +111,11 @@ def test_what_is_lost_is_read_between_the_measured_fractions():
     found = loss_at(table([{1.0: 0.9, 0.6: 0.8, 0.4: 0.6}, {1.0: 0.8, 0.6: 0.8, 0.4: 0.8}]), "min", 0.5, "acc")
     assert (found.mean, found.n) == (pytest.approx((0.2 + 0.0) / 2), 2)
     assert dataclasses.asdict(loss_at(table([{1.0: 0.9}]), "min", 0.5, "acc"))["n"] == 0
+
+
+def test_points_of_a_narrower_network_are_compared_with_what_is_reported_around_them():
+    theirs = pd.DataFrame({"strategy": "min", "fraction": [1.0, 0.5, 0.25], "value": [0.9, 0.8, 0.4], "half": 0.01})
+    found = beside(table([{1.0: 0.9, 0.5: 0.8, 0.25 * 2**0.5: 0.7, 0.2: 0.6, 0.0: 0.1}]), theirs, "acc")
+    assert found["reported"].tolist() == pytest.approx([0.9, 0.8, 0.6, math.nan, math.nan], nan_ok=True)
+    assert found["reported_half"].tolist() == pytest.approx([0.01] * 3 + [math.nan] * 2, nan_ok=True)
+    assert found["agrees"].tolist() == [True, True, False, None, None]
