@@ -48,10 +48,12 @@ class Job:
         return self.executed.with_suffix(f".{self.parameters.get('preset', 'quick')}.json")
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the result, apart from the package's own code."""
+        """All that decides the result, apart from the package's own code beside the protocols."""
         claims = repr(self.artefact.claims)
+        protocols = sorted((paths.PACKAGE / "protocols").glob("*.py"))
         return {
             "notebook": _digest(self.notebook.read_bytes()),
+            "protocols": _digest(b"".join(file.read_bytes() for file in protocols)),
             "claims": _digest(claims.encode()),
             "parameters": {name: value for name, value in self.parameters.items() if name not in MACHINE},
         }

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from prunelab import dropnet_table
+from prunelab.plots.paired import ours_and_reported
 from prunelab.protocols.dropnet import FIGURES
 
 
@@ -59,3 +60,10 @@ def test_the_table_has_a_row_for_each_network_and_does_without_ours(tmp_path, mo
 def test_units_are_those_of_the_paper():
     units = {name: sum(FIGURES[name].units) for name in ("figure_03", "figure_09", "figure_11", "figure_12")}
     assert units == {"figure_03": 80, "figure_09": 384, "figure_11": 4800, "figure_12": 5504}
+
+
+def test_what_was_only_reported_is_drawn_without_seeds_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNELAB_FIGURES", str(tmp_path))
+    rows = dropnet_table.networks(["figure_03"])
+    picture = ours_and_reported(rows, ["spared"], ["figure", "strategy"])
+    assert "Fig. 3: min, units gone within a point: reported 35.0 %." in picture.alt

@@ -142,5 +142,7 @@ def spell(counts: pd.Series) -> str:
 def counted(table: pd.DataFrame) -> dict[str, str]:
     """The n and the interval of a table of means, for the caption."""
     known = table["n"][table["n"] > 0]  # 0: reported, and not run here
+    if known.empty:
+        return {}
     several = known.max() > 1
     return {"n": f"{spell(known)} seed{'s' if several else ''}", "interval": INTERVAL if several else ""}

@@ -47,11 +47,11 @@ def ours_and_reported(
             for place, row in enumerate(rows.itertuples()):
                 half = row.ours_half * up.scale if math.isfinite(row.ours_half) else None
                 ours = ax.errorbar(row.ours * up.scale, place, xerr=half, elinewidth=1, **{**own, "linestyle": ""})
-                text = f"{names[place]}, {up.label}: ours {up.text(row.ours, row.ours_half)}"
+                known = [f"ours {up.text(row.ours, row.ours_half)}"] if math.isfinite(row.ours) else []
                 if math.isfinite(row.reported):
                     (ring,) = ax.plot([row.reported * up.scale], [place], **hollow)
-                    text += f", reported {up.text(row.reported)}"
-                words.append(f"{text}.")
+                    known.append(f"reported {up.text(row.reported)}")
+                words.append(f"{names[place]}, {up.label}: {', '.join(known) or 'not known'}.")
             marks.scale(ax, "x", column, rows[["ours", "reported"]].stack())
             ax.set_title(up.axis)
             ax.grid(axis="y", visible=False)
