@@ -5,7 +5,6 @@ usage: python benchmarks/csr.py [--repeats 30] [--threads 2]
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import pandas as pd
@@ -22,11 +21,7 @@ PASSES = 10  # in what is timed as one
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--repeats", type=int, default=30)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, repeats=30)
     torch.manual_seed(0)
     cases, found = {}, {}
     for words, size in SIZES.items():

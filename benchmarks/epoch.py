@@ -7,7 +7,6 @@ All see all 60,000 images, standardised, in random order, and take the same SGD 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 
 import timing
@@ -39,11 +38,7 @@ def loop(model: nn.Module, optimiser: torch.optim.Optimizer, batches: Iterable[t
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, repeats=3)
     mnist = data.load(Data("mnist", validation=0, scaling="standard"))
     mean, std = (float(value) / mnist.peak for value in (mnist.shift, mnist.spread))
     files = MNIST(

@@ -5,7 +5,6 @@ usage: python benchmarks/global_selection.py [--amount 0.8] [--repeats 7] [--thr
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections import OrderedDict
 
@@ -66,12 +65,7 @@ def check_same(dense: nn.Module, amount: float) -> int:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--amount", type=float, default=0.8)
-    options.add_argument("--repeats", type=int, default=7)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, amount=0.8, repeats=7)
     torch.manual_seed(0)
     dense = vgg19()
     kept = check_same(dense, options.amount)
@@ -86,8 +80,7 @@ def main() -> None:
     print(f"{total:,} weights, {kept:,} kept by both, {options.threads} threads\n\n{timing.table(results)}")
     text = f"one global pruning of {total / 1e6:.1f} million weights, against torch.nn.utils.prune; the same are kept"
     values = {"weights": total, "kept": kept, "amount": options.amount}
-    best = timing.quickest(results, "prunelab")
-    claims = [timing.claim(text, results["prunelab"]["ratio"], "x", at_least=20, quickest=best)]
+    claims = [timing.faster(text, results, "prunelab", at_least=20)]
     timing.write("global_selection", {**values, "claims": claims, "results": results})
 
 

@@ -9,7 +9,6 @@ and no gradient fades away.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable
@@ -105,11 +104,7 @@ def measure(dense: nn.Module, train: Train, images: Dataset, repeats: int) -> di
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--repeats", type=int, default=30)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, repeats=30)
     mnist, pixels = data.load(Data("mnist", validation=0, train_size=5120)), noise(32)
     lenet = models.build(Model("lenet_300_100"), mnist.shape, 10, seed=0)
     torch.manual_seed(0)

@@ -9,7 +9,6 @@ is multiplied by the number of all. The published code loops over the positions 
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import timing
@@ -56,13 +55,7 @@ def loop(model: nn.Module, x: torch.Tensor, kernels: int, images: int) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--images", type=int, default=1000)
-    options.add_argument("--kernels", type=int, default=60)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, images=1000, kernels=60, repeats=3)
     found, claims = {}, []
     for title, (name, shape) in NETWORKS.items():
         model = models.build(Model(name, init="kaiming_normal"), shape, 10, 0)

@@ -8,8 +8,6 @@ after the twentieth of the 36 rounds.
 
 from __future__ import annotations
 
-import argparse
-
 import timing
 import torch
 
@@ -24,12 +22,7 @@ NAMES = {"dropnet_a": "784-20-20-10", "dropnet_b": "Conv20-Conv20"}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--samples", type=int, default=2000)
-    options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, samples=2000, repeats=3)
     mnist = data.load(Data("mnist", validation=0, train_size=options.samples))
     batches = [(mnist.scale(mnist.train.x), mnist.train.y)]
     found = {}

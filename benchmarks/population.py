@@ -8,8 +8,6 @@ first round of a figure is that of six metrics which prune later, and so begin a
 
 from __future__ import annotations
 
-import argparse
-
 import timing
 import torch
 from torch import nn
@@ -82,20 +80,14 @@ def case(name: str, seeds: int, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--seeds", type=int, default=15)
-    options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, seeds=15, repeats=5)
     cases = {name: case(name, options.seeds, options.repeats) for name in CASES}
     claims = [
-        timing.claim(
+        timing.faster(
             f"{found['seeds']} seeds of DropNet's Model {name}, in lockstep, against a plain loop, one after the other",
-            found["results"]["prunelab, in lockstep"]["ratio"],
-            "x",
+            found["results"],
+            "prunelab, in lockstep",
             at_least=6,
-            quickest=timing.quickest(found["results"], "prunelab, in lockstep"),
         )
         for name, found in cases.items()
         if name.startswith("A")  # the network that the goal was set for

@@ -7,11 +7,9 @@ A processor without instructions for bfloat16 (AVX512_BF16, AMX) computes it by 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import timing
-import torch
 
 from prunelab import data, models
 from prunelab.masks import Masks
@@ -45,20 +43,10 @@ def case(name: str, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--repeats", type=int, default=7)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, repeats=7)
     cases = {name: case(name, options.repeats) for name in CASES}
     claims = [
-        timing.claim(
-            f"{name}: training in bfloat16 against float32",
-            found["results"]["bfloat16"]["ratio"],
-            "x",
-            at_least=1.5,
-            quickest=timing.quickest(found["results"], "bfloat16"),
-        )
+        timing.faster(f"{name}: training in bfloat16 against float32", found["results"], "bfloat16", at_least=1.5)
         for name, found in cases.items()
     ]
     timing.write("precision", {"batch_size": BATCH, "claims": claims, "cases": cases})

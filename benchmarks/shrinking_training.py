@@ -8,7 +8,6 @@ usage: PRUNELAB_DATA=... python benchmarks/shrinking_training.py [--events 4] [-
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable, Mapping
@@ -44,12 +43,7 @@ def in_dense_shape(member: Member, index: Index, dense: torch.nn.Module) -> Memb
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--events", type=int, default=4)
-    options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, events=4, repeats=5)
     images = data.load(Data("fashion_mnist", validation=0, train_size=10_000))
     dense = models.build(Model("mlp", (1000, 1000, 1000)), images.shape, len(images.classes), seed=0)
 
@@ -84,10 +78,9 @@ def main() -> None:
     text = f"an epoch of 784-1000-1000-1000-10 after {options.events} prunings of DyPrune, shrunk"
     shrunk = f"{last}, shrunk"
     ratio, best = statistics.median(a / b for a, b in pairs), timing.quickest(results, shrunk, f"{last}, masks only")
-    dense, best_dense = results[shrunk]["ratio"], timing.quickest(results, shrunk)
     claims = [
         timing.claim(f"{text}, against masks only", ratio, "x", at_least=1, quickest=best),
-        timing.claim(f"{text}, against dense", dense, "x", at_least=1, quickest=best_dense),
+        timing.faster(f"{text}, against dense", results, shrunk, at_least=1),
     ]
     timing.write("shrinking_training", {"data": images.source, "events": events, "claims": claims, "results": results})
 

@@ -13,7 +13,6 @@ one.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from typing import Any
@@ -81,12 +80,7 @@ def last(model: nn.Module) -> nn.Module:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--batch", type=int, default=64)
-    options.add_argument("--repeats", type=int, default=25)
-    options.add_argument("--threads", type=int, default=2)
-    options = options.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.options(__doc__, batch=64, repeats=25)
     torch.manual_seed(0)
     dense, x = vgg(), torch.randn(options.batch, 3, 32, 32)
     models: dict[str, nn.Module] = {"dense": dense}

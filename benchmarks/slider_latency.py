@@ -12,7 +12,6 @@ takes ``--large-threads`` and a tenth of the moves.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 
@@ -61,11 +60,7 @@ def moves(model: str, images: data.Dataset, samples: int, view: str, count: int)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--moves", type=int, default=200)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--large-threads", type=int, default=2)
-    options = options.parse_args()
+    options = timing.options(__doc__, moves=200, large_threads=2)
     found, claims, sources = {}, [], {}
     for model, name, samples, view, limit in CASES:
         large = model == "vgg16"

@@ -5,6 +5,7 @@ Reported are medians, and the median of the ratios within each turn.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -105,6 +106,28 @@ def claim(
     found = {"text": text, "value": round(value, 2), "unit": unit, "goal": goal, "met": met}
     found |= {"spread": list(spread)} if spread else {}
     return found | ({} if quickest is None else {"quickest": round(quickest, 2)})
+
+
+def options(doc: str, **defaults: float) -> argparse.Namespace:
+    """What the command line asks for; ``--threads`` (2) is one of the options, and torch is told at once.
+
+    Args:
+        doc: of the script; its first line describes it.
+        defaults: option -> its value where nothing else is asked for, which also says its type.
+    """
+    import torch
+
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, value in {**defaults, "threads": 2}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    found = parser.parse_args()
+    torch.set_num_threads(found.threads)
+    return found
+
+
+def faster(text: str, results: Mapping[str, Mapping[str, Any]], rival: str, at_least: float) -> dict[str, Any]:
+    """The claim that ``rival`` is so many times as fast as the first."""
+    return claim(text, results[rival]["ratio"], "x", at_least=at_least, quickest=quickest(results, rival))
 
 
 def quickest(results: Mapping[str, Mapping[str, Any]], rival: str, against: str | None = None) -> float:
