@@ -7,6 +7,7 @@ from math import nan
 from typing import TYPE_CHECKING
 
 from prunelab import cost, data, gallery, models, papers, paths, settings
+from prunelab.errors import PrunelabError, nearest
 from prunelab.protocols.dropnet import FIGURES, METRICS
 from prunelab.quantities import MISSING, short
 from prunelab.reported_curves import reported
@@ -62,21 +63,26 @@ def networks(figures: Iterable[str] = (), within: float = WITHIN) -> pd.DataFram
     Returns:
         figure, network, data, units (masked), parameters, macs (of the dense network as in the paper), preset of ours,
         and the columns of ``spared``.
+
+    Raises:
+        PrunelabError: a figure of another kind, or of none.
     """
     import pandas as pd
 
     parts = []
-    shown_all = [n for n, f in FIGURES.items() if f.kind == "metrics" and f.measure == "test_accuracy"]
-    for name in list(figures) or shown_all:
-        shown = FIGURES[name]
+    known = [name for name, shown in FIGURES.items() if shown.kind == "metrics" and shown.measure == "test_accuracy"]
+    for name in list(figures) or known:
+        if name not in known:
+            raise PrunelabError(f"no figure {name!r} shows test accuracy by metric: {nearest(name, known)}")
+        shown, title = FIGURES[name], papers.artefact(f"dropnet/{name}").title
         source = data.SOURCES[shown.data]
         net = models.build(
             settings.Model(shown.model, shown.hidden), source.shape, source.classes or _CLASSES[shown.data], seed=0
         )
         spent = cost.summarise(net, source.shape)
         facts = {
-            "figure": papers.artefact(f"dropnet/{name}").title.partition(":")[0],
-            "network": papers.artefact(f"dropnet/{name}").title.split(": ")[1].partition(", ")[2],
+            "figure": title.partition(":")[0],
+            "network": title.split(": ")[1].partition(", ")[2],
             "data": source.title,
             "units": sum(shown.units),
             "parameters": spent.nonzero,
@@ -107,7 +113,7 @@ def table(rows: pd.DataFrame) -> Table:
         f"share of the units that went, in %, before the mean test accuracy lay more than {100 * WITHIN:g} point below "
         "that of the dense network: ours (reported); parameters and multiply-accumulates of the dense network"
     )
-    return Table(pd.DataFrame(shown).fillna(MISSING), rows, caption)
+    return Table(pd.DataFrame(shown), rows, caption)
 
 
 def most_spared(rows: pd.DataFrame, strategy: str = "min") -> float:

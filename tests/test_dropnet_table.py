@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from prunelab import dropnet_table
+from prunelab.errors import PrunelabError
 from prunelab.plots.paired import ours_and_reported
 from prunelab.protocols.dropnet import FIGURES
 
@@ -55,6 +56,12 @@ def test_the_table_has_a_row_for_each_network_and_does_without_ours(tmp_path, mo
     ours = dropnet_table.networks(["figure_03"])
     assert dropnet_table.most_spared(ours) == 0.5
     assert "50 (36)" in str(dropnet_table.table(ours))
+
+
+@pytest.mark.parametrize("wrong", ["figure_33", "figure_18"])
+def test_a_figure_that_shows_something_else_is_refused_by_name(wrong):
+    with pytest.raises(PrunelabError, match=f"no figure '{wrong}' shows test accuracy by metric"):
+        dropnet_table.networks([wrong])
 
 
 def test_units_are_those_of_the_paper():
