@@ -114,7 +114,7 @@ class Artefact:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Fill in the names that follow from the id; refuse no name, half presets and double claims."""
+        """Fill in the names that follow from the id; refuse an id that is none, half a preset, double claims."""
         if not _ID.fullmatch(self.id) or self.id.split("/")[0] != self.paper:
             raise ValueError(
                 f"artefact {self.id!r}: should be {self.paper}/name in small letters, digits and underscores"

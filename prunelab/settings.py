@@ -139,7 +139,8 @@ class Train:
         False  # measure the test part each epoch, not only at the end of a round; never used for decisions
     )
     precision: Literal["float32", "bfloat16"] = (
-        "float32"  # of the convolutions while training; weights, their updates and all that is measured are float32
+        "float32"  # of the convolutions while training (and the products of networks that are no plain chain); weights,
+        # their updates and all that is measured are float32
     )
 
 

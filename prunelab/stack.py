@@ -10,6 +10,7 @@ for a batch that all runs share; maps of convolutions are a list, one [B, channe
 because the runs' own convolutions, one after the other, measured faster on a CPU than one grouped convolution
 (1.1 to 2.5 times) and need no padding to the widest. Where the precision is bfloat16, maps are, from the first
 convolution or pooling to the flattening, while a network learns; weights, gradients and all that is dense stay float32.
+A network that is no chain learns under torch's autocast, which takes the dense products, too.
 
 The stacked tensors are the only storage of the weights; the parameters of the plain models are views into them, so
 whoever holds a plain model sees its current weights. Runs with narrower layers are padded with zeros: a padded unit has
@@ -165,6 +166,7 @@ class Stack:
         """Logits [R, B, C]; what the way back needs is put on the tape: (layer number, input, output or indices)."""
         if len(self) == 1:
             x, shared = (x if shared else x[0]), True
+        maps = torch.float32 if tape is None else self.precision
         for number, (name, module) in enumerate(self.layers):
             before: Tensor | Maps = x
             kept: Tensor | list[Tensor] | None = None
@@ -172,13 +174,13 @@ class Stack:
                 x = self._linear(name, x, shared)
                 shared = shared and len(self) == 1
             elif isinstance(module, nn.Conv2d):
-                before = self._maps(x, shared, tape)
+                before = self._maps(x, shared, maps)
                 x = [self._convolve(run, name, part) for run, part in enumerate(before)]
                 shared = shared and len(self) == 1
             elif isinstance(module, nn.Flatten):
                 x = self._rows(x) if isinstance(x, list) else x.flatten(1 if shared else 2)
             elif isinstance(module, _POOLING):
-                before = self._maps(x, shared, tape)
+                before = self._maps(x, shared, maps)
                 shared = shared and len(self) == 1
                 if isinstance(module, nn.MaxPool2d):
                     pairs = [_aten.max_pool2d_with_indices(part, *_window(module)) for part in before]
@@ -218,11 +220,10 @@ class Stack:
         layer = self.own[run][name]
         return F.conv2d(x, _as(layer.weight, x), _as(layer.bias, x), *_geometry(layer))
 
-    def _maps(self, x: Tensor | Maps, shared: bool, tape: list[tuple] | None) -> Maps:
+    def _maps(self, x: Tensor | Maps, shared: bool, precision: torch.dtype) -> Maps:
         if isinstance(x, list):
             return x
-        if tape is not None:
-            x = x.to(self.precision)
+        x = x.to(precision)
         return [_last(x)] * len(self) if shared else [_last(part) for part in x]
 
     def _rows(self, maps: Maps) -> Tensor:
@@ -307,7 +308,7 @@ class Stack:
         self, run: int, name: str, d: Tensor, x: Tensor, gradients: Mapping[str, Tensor] | None, further: bool
     ) -> Tensor | None:
         layer = self.own[run][name]
-        weight, bias = layer.weight.detach(), _detached(layer.bias)
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
         stride, padding, dilation, groups = _geometry(layer)
         wanted = [further, True, bias is not None]
         back, dw, db = _aten.convolution_backward(
@@ -378,10 +379,6 @@ def _last(x: Tensor) -> Tensor:
         return x
     x, (_, channels, height, width) = x.contiguous(memory_format=torch.channels_last), x.shape
     return x.as_strided(x.shape, (channels * height * width, 1, width * channels, channels))
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
 
 
 def _as(parameter: Tensor | None, maps: Tensor) -> Tensor | None:

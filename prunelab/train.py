@@ -364,8 +364,6 @@ class _Lockstep:
         self.penalised = [run for run, member in enumerate(members) if member.penalty is not None]
         self.fused = self.plain and not self.masks and not self.penalised
         self.moments = {kind: self._stack_moment(kind) for kind in kinds}
-        # A scalar on the GPU each would cost a launch to read; the optimisers want them where the weights are.
-        self.steps = [torch.tensor(float(m.steps), device=self.leaves[0].device) for m in members]
         zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(self.names, self.leaves, strict=True)}
         self.gradients = None if self.fused else zeros
         self.right = torch.zeros(len(members), dtype=torch.long, device=self.leaves[0].device)
@@ -511,10 +509,8 @@ class _Lockstep:
         weights = parts(self.leaves)
         moments = {kind: parts(tensors) for kind, tensors in self.moments.items()}
         rates = [member.lr for member in (members[:1] if uniform else members)]
-        counts = [
-            [torch.full_like(step, member.steps) for _ in names]
-            for step, member in zip(self.steps, members, strict=True)
-        ]
+        where = self.leaves[0].device  # where the optimisers want the counts, too
+        counts = [[torch.full((), float(member.steps), device=where) for _ in names] for member in members]
         found = parts(list(gradients.values()))  # written into, never replaced
 
         @torch.no_grad()
