@@ -332,6 +332,14 @@ class Survey:
                     stays[number] = True
         return stays, why
 
+    def vocal(self) -> Tensor:
+        """Per unit (at its ``root``) whether it may ever be anything but 0, or has to stay for another reason; bool."""
+        stays = torch.zeros(len(self.root), dtype=torch.bool)
+        stays[self.root[list(self._fixed)]] = True
+        for value in self.values.values():
+            stays[self.root[value.ids[value.constant != 0]]] = True  # what varies is NaN, which is not 0
+        return stays
+
     def filled(self, live: Tensor, multiple: int) -> Tensor:
         """The units that stay: those that live, and dead ones where a width has to be a multiple, or groups equal."""
         stays = live.clone()

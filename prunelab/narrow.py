@@ -1,7 +1,8 @@
-"""The part of a chain that its unit masks leave, for as long as it trains: what is pruned then costs no time.
+"""The part of a model that its unit masks leave, for as long as it trains: what is pruned then costs no time.
 
 A unit whose weights and bias are all masked gives 0 behind a ReLU and has no gradient, so training without it changes
-no number. The whole model stays what everybody sees; ``Narrow.write_back`` keeps it current.
+no number. The whole model stays what everybody sees; ``Narrow.write_back`` keeps it current. Chains, which train in
+stacks, are cut layer by layer; of any other model (BatchNorm, skips) the channels go that are 0 wherever they appear.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, cut, remove_units
+from prunelab.graph import GraphError
 from prunelab.masks import Masks
+from prunelab.shrink import remove_silent
 
 _KEEPS_ZERO = (nn.ReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,9 @@ class Narrow:
 
     Attributes:
         model: the smaller one.
-        masks: its masks, those of whole units left out.
-        index: parameter -> for each axis the positions in the whole model; empty where the model is the whole one.
+        masks: its masks, without those that keep all, or that nothing needs.
+        index: parameter or buffer -> for each axis the positions in the whole model, where it is smaller; empty where
+            the model is the whole one.
     """
 
     model: nn.Module
@@ -34,25 +39,37 @@ class Narrow:
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """What stands in the whole model under a parameter's name, in the smaller one's shape."""
-        return cut(tensor, self.index[name]) if self.index else tensor
+        return cut(tensor, self.index[name]) if name in self.index else tensor
 
     @torch.no_grad()
     def write_back(self, name: str, part: Tensor, whole: Tensor) -> None:
-        """Put a parameter, or a moment of it, to its place in the whole."""
-        rows = self.index[name][0].to(whole.device)
-        if whole.dim() == 1:
-            whole[rows] = part
+        """Put a parameter, a moment of it, or a buffer to its place in the whole."""
+        if name not in self.index:
+            whole.copy_(part)
+            return
+        rows, *columns = (axis.to(whole.device) for axis in self.index[name][:2])
+        if columns:
+            whole[rows[:, None], columns[0]] = part
         else:
-            whole[rows[:, None], self.index[name][1].to(whole.device)] = part
+            whole[rows] = part
 
 
-def narrow(model: nn.Module, masks: Masks) -> Narrow:
-    """The model without the units that are masked whole; itself where there are none, or where it is no chain.
+def narrow(model: nn.Module, masks: Masks, example: Tensor) -> Narrow:
+    """The model without the units that are masked whole; itself where there are none, or where nothing else is known.
 
-    A layer of which nothing is left keeps one unit, whose weights are zero and stay so.
+    A layer of which nothing is left keeps one unit, whose weights are zero and stay so. A model with dropout stays
+    whole unless it is narrowed as a chain, since dropout would draw other random numbers for fewer units.
+
+    Args:
+        model: any module, its pruned weights at 0; it is not changed.
+        masks: of the model.
+        example: a batch of inputs, on the model's device.
     """
-    rows = _left(model, masks)
-    if rows is None:
+    try:
+        rows = _left(model, masks)
+    except ShrinkError:
+        return _narrow_graph(model, masks, example)
+    if not rows:
         return Narrow(model, masks, {})
     small = remove_units(model, rows)
     cut_masks = {}
@@ -63,6 +80,21 @@ def narrow(model: nn.Module, masks: Masks) -> Narrow:
     return Narrow(small.model, Masks(cut_masks), small.index)
 
 
+def _narrow_graph(model: nn.Module, masks: Masks, example: Tensor) -> Narrow:
+    whole = Narrow(model, masks, {})
+    emptied = any(mask.dim() > 1 and not bool(mask.flatten(1).any(1).all()) for mask in masks.values())
+    if not emptied or any(isinstance(module, DROPOUTS) for module in model.modules()):
+        return whole
+    try:
+        small = remove_silent(model, masks, example)
+    except GraphError:
+        return whole
+    if not small.index:
+        return whole
+    parts = {name: small.cut(name, mask) for name, mask in masks.items()}
+    return Narrow(small.model, Masks({name: part for name, part in parts.items() if not bool(part.all())}), small.index)
+
+
 def _whole_rows_gone(name: str, part: Tensor, masks: Masks) -> Tensor:
     """Rows of which nothing is kept, as a column: they are zero with or without a mask."""
     gone = ~part.flatten(1).any(1) if part.dim() > 1 else ~part
@@ -70,12 +102,9 @@ def _whole_rows_gone(name: str, part: Tensor, masks: Masks) -> Tensor:
     return (gone & unit).view(-1, *[1] * (part.dim() - 1))
 
 
-def _left(model: nn.Module, masks: Masks) -> dict[str, Tensor] | None:
-    """Hidden layer -> positions of the units that are left; None where all are."""
-    try:
-        links = chain(model)
-    except ShrinkError:
-        return None
+def _left(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """Hidden layer -> positions of the units that are left; only layers that lost some."""
+    links = chain(model)
     rows = {}
     for link in links[:-1]:
         weight, bias = masks.get(f"{link.name}.weight"), masks.get(f"{link.name}.bias")
@@ -88,4 +117,4 @@ def _left(model: nn.Module, masks: Masks) -> dict[str, Tensor] | None:
         if not bool(there.all()):
             left = there.nonzero().flatten()
             rows[link.name] = left if len(left) else left.new_zeros(1)
-    return rows or None
+    return rows

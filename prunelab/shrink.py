@@ -175,6 +175,42 @@ def remove_dead(
 
 
 @torch.no_grad()
+def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor) -> Cut:
+    """The model without the channels that its masks keep at 0, whatever the other weights become: to train on.
+
+    Unlike what ``remove_dead`` leaves it is the same network in training, too: nothing is folded, and a unit that is
+    silent by its values alone stays. Of a layer that masks empty one unit stays.
+
+    Args:
+        model: any module that can be traced, its pruned weights at 0; untouched.
+        masks: parameter name -> 0/1 tensor.
+        example: a batch of inputs, on the model's device.
+
+    Returns:
+        The smaller model; ``model`` itself where nothing can go.
+
+    Raises:
+        GraphError: the model cannot be traced.
+    """
+    any_values = copy.deepcopy(model)  # a parameter that is learnt may become anything; 1 stands for that
+    for name, parameter in any_values.named_parameters():
+        parameter.copy_(masks[name] if name in masks else torch.ones_like(parameter))
+    closed = {name: mask for name, mask in masks.items() if name not in dict(model.named_parameters())}
+    graph = trace(any_values, example)
+    survey = Survey(any_values, closed, graph)
+    stays = survey.vocal()
+    layers = _layers(graph, survey)
+    for node in layers.values():
+        roots = survey.root[survey.values[node.name].ids]
+        stays[roots[:1]] |= not bool(stays[roots].any())
+    stays = survey.filled(stays, 1)
+    units = {name: survey.of(stays, survey.values[node.name]).nonzero().flatten() for name, node in layers.items()}
+    if bool(stays.all()):
+        return Cut(model, {}, units)
+    return Cut(*_rebuilt(model, masks, graph, survey, stays, stays), units)
+
+
+@torch.no_grad()
 def dead_units(model: nn.Module, example: Tensor) -> dict[str, str]:
     """Weighted layer -> how many of its units are constant or unread and are there all the same, and why.
 

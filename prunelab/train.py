@@ -9,12 +9,13 @@ optimiser state pruned.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from prunelab.data import Dataset, Split
 from prunelab.data.augment import augment
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.narrow import Narrow, narrow
+from prunelab.narrow import DROPOUTS, Narrow, narrow
 from prunelab.settings import Train
 from prunelab.stack import Stack, corner, pile, release, same_architecture, stackable
 
@@ -205,11 +206,10 @@ class Member:
         self.moments = {kind: {n: t for n, t in own.items() if n in left} for kind, own in self.moments.items()}
         self.version += 1
 
-    @property
-    def part(self) -> Narrow:
-        """What of the model trains: without the units that are masked whole, or without the frozen modules."""
+    def part(self, data: Dataset) -> Narrow:
+        """What of the model trains on the data: without the units that are masked whole, or the frozen modules."""
         if not self.frozen:
-            return narrow(self.model, self.masks)
+            return narrow(self.model, self.masks, data.scale(data.train.x[:1]))
         return Narrow(prefix.tail(self.model, self.frozen[-1]), self.masks, {})
 
     def detach(self) -> None:
@@ -309,7 +309,7 @@ class Population:
             for stack in self._stacks:
                 for member in stack.members:
                     member.detach()
-            parts = {id(member): member.part for member in members}
+            parts = {id(member): member.part(self.data) for member in members}
             groups = _groups(members, parts)
             self._stacks = [_Lockstep(group, [parts[id(member)] for member in group]) for group in groups]
             self._seen = seen
@@ -363,6 +363,7 @@ class _Lockstep:
         self.plain = self.settings.optimiser == "sgd" and not kinds and not self.settings.weight_decay
         self.penalised = [run for run, member in enumerate(members) if member.penalty is not None]
         self.fused = self.plain and not self.masks and not self.penalised
+        self.drops = any(isinstance(module, DROPOUTS) for module in self.stack.models[0].modules())
         self.moments = {kind: self._stack_moment(kind) for kind in kinds}
         zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(self.names, self.leaves, strict=True)}
         self.gradients = None if self.fused else zeros
@@ -416,6 +417,8 @@ class _Lockstep:
                 for kind, stacked in self.moments.items():
                     mine = stacked[i] if len(self.members) == 1 else corner(stacked[i][run], small.shape)
                     part.write_back(name, mine, member.moments[kind][name])
+            for name, small in part.model.named_buffers():  # what BatchNorm counted
+                part.write_back(name, small, member.model.get_buffer(name))
 
     def epoch(self, data: Dataset) -> dict[int, Epoch]:
         settings, runs, features = self.settings, len(self.members), self.members[0].features
@@ -429,9 +432,10 @@ class _Lockstep:
         for model in [*self.stack.models, *(member.model for member in self.members)]:
             model.train()
         begin = time.perf_counter()
-        for batch, start in enumerate(range(0, samples, size)):
-            rows = slice(start, start + size)
-            losses[batch] = learn(*self._batch(data, split, rows if order is None else order[:, rows]))
+        with _drawing_from(self.members[0].order, where) if self.drops else contextlib.nullcontext():
+            for batch, start in enumerate(range(0, samples, size)):
+                rows = slice(start, start + size)
+                losses[batch] = learn(*self._batch(data, split, rows if order is None else order[:, rows]))
         history = losses.cpu()
         seconds = (time.perf_counter() - begin) / runs
         self._write_back()
@@ -470,7 +474,8 @@ class _Lockstep:
                 right.add_(hits)
                 return loss
 
-            self._learners = {now: one if self.penalised else repeated(one, where)}  # a penalty may be any Python
+            live = self.penalised or self.drops  # a penalty may be any Python, and what is dropped is drawn anew
+            self._learners = {now: one if live else repeated(one, where)}
         return self._learners[now]
 
     def _order(self, samples: int) -> Tensor | None:
@@ -555,6 +560,17 @@ class _Lockstep:
             id(member): Evaluation(loss[run].mean().item(), batches[run].item(), *answers[run])
             for run, member in enumerate(self.members)
         }
+
+
+@contextlib.contextmanager
+def _drawing_from(order: torch.Generator, where: torch.device) -> Iterator[None]:
+    """Dropout draws from the generators of the process; meanwhile they follow from a member's own, so from its seed."""
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        seed = int(torch.randint(2**62, (), generator=order))
+        torch.random.default_generator.manual_seed(seed)
+        if where.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def _moments(settings: Train) -> tuple[str, ...]:

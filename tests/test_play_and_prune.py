@@ -219,7 +219,7 @@ def test_the_penalty_of_the_part_that_trains_is_that_of_the_whole():
     pruner, model = PlayAndPrune(alpha=0.4, orthogonality=0.1, tolerance=1.0), net()
     change = then(pruner, first(pruner, model), [0.99, 0.99])
     change.masks.apply_(change.model)
-    part = narrow(change.model, change.masks)
+    part = narrow(change.model, change.masks, torch.zeros(1, 1, 1, 2))
     assert part.model.conv.out_channels == 3
     gradients = pruner.penalty(change.model, change.state)
     whole, small = gradients(change.model), gradients(part.model)

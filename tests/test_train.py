@@ -437,3 +437,17 @@ def test_training_in_bfloat16_keeps_float32_weights_and_what_is_pruned_at_zero(d
     with torch.no_grad():  # what is measured is measured in float32
         expected = F.cross_entropy(reduced.model(digits.scale(digits.test.x)), digits.test.y).item()
     assert here.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_dropout_drops_follows_from_the_seed(digits):
+    def losses(seed):
+        run = member(seed, Train(epochs=2, batch_size=50), Masks({}), "vgg_like", (2, 2, 2, 2, 2, 8))
+        population = Population(digits)
+        return [population.epoch([run])[0].loss for _ in range(2)]
+
+    before = torch.get_rng_state()
+    first = losses(0)
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's numbers change
+    torch.rand(3)
+    assert losses(0) == first
+    assert first[0] != first[1]
