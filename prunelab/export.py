@@ -90,14 +90,18 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
         raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
     model = copy.deepcopy(into) if into is not None else build(described)
     own = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
-    _fold_as(model, own)
+    _leave_out(model, own)
     _fill(model, own, path)
     return model.eval(), Masks({n.removeprefix("mask/"): t for n, t in tensors.items() if n.startswith("mask/")})
 
 
-def _fold_as(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Where the file has nothing of a BatchNorm it was folded: it goes, and the layers get the biases of the file."""
-    for name in folding.batchnorms(model):
+def _leave_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Where the file has nothing of a BatchNorm it was folded, and the layers get the biases of the file.
+
+    Where it has nothing of a gate it is older than gates: what went through is open.
+    """
+    gates = [name for name, module in model.named_modules() if isinstance(module, Gate)]
+    for name in [*folding.batchnorms(model), *gates]:
         if not any(other.startswith(f"{name}.") for other in tensors):
             model.set_submodule(name, nn.Identity())
     for name, layer in model.named_modules():

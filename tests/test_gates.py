@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from prunelab import cost, models
@@ -129,6 +130,19 @@ def test_a_file_holds_the_gates(tmp_path):
     assert kept == masks
     small = shrink(model, masks, X)
     torch.testing.assert_close(load(save(tmp_path / "small", small))[0](X), model(X), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["by its description", "into a model of today"])
+def test_a_file_from_before_there_were_gates_is_read(tmp_path, into):
+    before = net()
+    for name, module in list(before.named_modules()):
+        if isinstance(module, Gate):
+            before.set_submodule(name, nn.Identity())
+    masks = prune(before, "l1_filter", 0.5)
+    masks.apply_(before)
+    for model in (before, shrink(before, masks, X)):
+        again, _ = load(save(tmp_path / "old", model), into=net() if into else None)
+        torch.testing.assert_close(again(X), model(X))
 
 
 def test_torch_gets_closed_gates_as_they_are():
