@@ -217,7 +217,7 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
             return
         from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
 
-        threads = max(1, _cores() // jobs)
+        threads = max(1, min(_cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
         Parallel(n_jobs=jobs)(
             delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid())
             for part in parts

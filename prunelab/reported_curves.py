@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 BEST_TEST_EPOCH = "best_test_epoch_accuracy"
 READING = 0.015  # how far a value read from a picture may be off, by a check against exact ones (share of 1)
+_FEW = 3  # below so many runs the width of an interval lets nothing agree
 _CLOSE = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
 _NOTHING = 1e-6  # stands for a fraction of 0, which has no logarithm
 
@@ -52,8 +54,10 @@ def reported(paper: str, figure: str) -> pd.DataFrame:
 def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
     """Every reported point beside ours.
 
-    A point agrees if it lies within both half intervals and the reading error of the reported one. A network of other
-    widths than the paper's comes to slightly other fractions by layer: there the reported value is read between two.
+    A point agrees if it lies within both half intervals and the reading error of the reported one. The interval of two
+    runs, 12.7 standard errors each way, lets almost any point agree: one that only its width lets agree is undecided.
+    A network of other widths than the paper's comes to slightly other fractions by layer: there the reported value is
+    read between two.
 
     Args:
         ours: one row per run and round: strategy, fraction, seed, ``y``.
@@ -62,7 +66,8 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
 
     Returns:
         strategy, fraction, reported, reported_half, ours, ours_half, n, difference (ours - reported), allowed, agrees;
-        one row per point of ours. Where there is no reported value, its columns are NaN and ``agrees`` is None.
+        one row per point of ours. Where there is no reported value, its columns are NaN and ``agrees`` is None, as it
+        is where a reported point is undecided.
     """
     import numpy as np
     import pandas as pd
@@ -87,13 +92,36 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
     table = pd.concat(parts).rename(columns={y: "ours", f"{y}_half": "ours_half"})
     table["difference"] = table["ours"] - table["reported"]
     table["allowed"] = table["reported_half"].fillna(0) + table["ours_half"].fillna(0) + READING
-    table["agrees"] = (table["difference"].abs() <= table["allowed"]).where(table["reported"].notna(), None)
+    off, sure = table["difference"].abs(), table["reported_half"].fillna(0) + READING
+    by_width = (table["n"] < _FEW) & (off > sure) & (off <= table["allowed"])
+    table["agrees"] = (off <= table["allowed"]).where(table["reported"].notna() & ~by_width, None)
     order = list(dict.fromkeys(ours["strategy"]))
     table = table.sort_values(
         ["strategy", "fraction"], key=lambda c: c.map(order.index) if c.name == "strategy" else -c
     )
     columns = ["strategy", "fraction", "reported", "reported_half", "ours", "ours_half", "n", "difference", "allowed"]
     return table[[*columns, "agrees"]].reset_index(drop=True)
+
+
+def agreeing(points: pd.DataFrame) -> Interval | float:
+    """Of the curve that agrees least with the reported one, the share of points that do; NaN without reported values.
+
+    Args:
+        points: of ``beside``.
+
+    Returns:
+        A number; where points are undecided, the interval from "none of them agrees" to "all of them do".
+    """
+    import pandas as pd
+
+    from prunelab.stats import Interval
+
+    judged = points.dropna(subset=["reported"])
+    if not len(judged):
+        return math.nan
+    told = pd.DataFrame({"surely": judged["agrees"].eq(True), "perhaps": ~judged["agrees"].eq(False)})
+    low, high = (float(share) for share in told.groupby(judged["strategy"]).mean().min())
+    return low if low == high else Interval((low + high) / 2, (high - low) / 2, int(judged["n"].min()), math.nan)
 
 
 def lead(ours: pd.DataFrame, first: str, second: str, y: str, low: float = 0.0, high: float = 1.0) -> Interval:

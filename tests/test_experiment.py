@@ -159,6 +159,11 @@ def test_processes_share_the_work(tmp_path):
     np.testing.assert_allclose(result.last["test_loss"], alone.last["test_loss"], rtol=1e-3)
 
 
+def test_processes_keep_to_the_threads_of_the_one_that_asks(tmp_path, one_thread):
+    result = run_all([run(seed=s) for s in range(2)], store=Store(tmp_path), jobs=2, progress=False)
+    assert set(result.rounds["threads"]) == {1}  # though two cores each would be there on a machine of four
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """How many members each epoch of each stack had."""

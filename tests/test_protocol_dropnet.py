@@ -10,7 +10,7 @@ import pytest
 from prunelab import papers
 from prunelab.errors import PrunelabError
 from prunelab.protocols.dropnet import FIGURES, dropnet, left_after_rounds
-from prunelab.reported_curves import READING, beside, lead, loss_at, reported
+from prunelab.reported_curves import READING, agreeing, beside, lead, loss_at, reported
 
 
 def test_counts_are_those_of_the_paper():
@@ -90,6 +90,19 @@ def test_a_point_agrees_within_both_intervals_and_the_reading_error():
     assert found["difference"].tolist() == pytest.approx([-0.02, -0.03])
     assert found["allowed"].tolist() == pytest.approx([0.01 + READING] * 2)
     assert found["agrees"].tolist() == [True, False]
+
+
+def test_the_interval_of_two_runs_lets_no_point_agree():
+    ours = table([{1.0: 0.90, 0.5: 0.6, 0.25: 0.5}, {1.0: 0.91, 0.5: 0.7, 0.25: 0.5}])
+    theirs = pd.DataFrame({"strategy": "min", "fraction": [1.0, 0.5, 0.25], "value": [0.92, 0.8, 0.7], "half": 0.01})
+    found = beside(ours, theirs, "acc")
+    assert found["agrees"].tolist() == [True, None, False]  # near; ± 0.64 around 0.65; 0.2 off and no spread
+    share = agreeing(found)
+    assert (share.low, share.high) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    three = pd.concat([ours, ours[ours["seed"] == 0].assign(seed=2)])
+    assert beside(three, theirs, "acc")["agrees"].tolist() == [True, True, False]
+    assert agreeing(beside(three, theirs, "acc")) == pytest.approx(2 / 3)
+    assert math.isnan(agreeing(beside(ours, reported("dropnet", ""), "acc")))
 
 
 def test_points_without_reported_values_stand_alone():

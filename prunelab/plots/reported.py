@@ -127,9 +127,10 @@ def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> 
     if not len(theirs):
         ax.set_title(name)
         return f"{name}: no reported values."
-    agree = int(theirs["agrees"].astype(bool).sum())
-    ax.set_title(f"{name}: {agree} of {len(theirs)} agree")
-    return f"{name}: {agree} of {len(theirs)} points agree with the reported ones."
+    agree, open_ones = int(theirs["agrees"].eq(True).sum()), int(theirs["agrees"].isna().sum())
+    rest = f", {open_ones} undecided" if open_ones else ""
+    ax.set_title(f"{name}: {agree} of {len(theirs)} agree{rest}")
+    return f"{name}: {agree} of {len(theirs)} points agree with the reported ones{rest}."
 
 
 def _fractions(ax: Axes, fractions: pd.Series) -> None:

@@ -263,7 +263,7 @@ class Study:
             points: of ``reported_curves.beside``.
 
         Returns:
-            ``agreeing``: of the curve that agrees least, the share of points that do. ``a_over_b``: the paired lead of
+            ``agreeing``: of ``reported_curves.agreeing``. ``a_over_b``: the paired lead of
             one curve over the next in the text's order. ``random_over_x_when_poor``, ``kept`` (pruned - dense at the
             spare fraction) and ``a_beside_b``, where the text says something of the kind.
         """
@@ -271,7 +271,7 @@ class Study:
         there = set(rounds["strategy"])
         judged = points.dropna(subset=["reported"])
         if len(judged):
-            found["agreeing"] = float(judged.groupby("strategy")["agrees"].mean().min())
+            found["agreeing"] = curves.agreeing(judged)
         for first, second in itertools.pairwise(shown.order):
             if {first, second} <= there:
                 found[f"{_plain(first)}_over_{_plain(second)}"] = curves.lead(rounds, first, second, y)
