@@ -31,10 +31,11 @@ from prunelab.memory import keep_freed_memory
 from prunelab.progress import shown, tick
 from prunelab.pruners.during import DuringTraining
 from prunelab.results import Store
-from prunelab.running import Running, Watch, most_epochs
+from prunelab.running import Running
 from prunelab.settings import Run
 from prunelab.stack import stackable
 from prunelab.train import ALONE, Population, device, knows_bfloat16
+from prunelab.watching import Watch, most_epochs
 
 log = logging.getLogger(__name__)
 

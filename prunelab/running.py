@@ -3,85 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunelab import cost, models, provenance, pruners
-from prunelab.chains import ShrinkError, live_units, spread, then, whole_index
+from prunelab.chains import ShrinkError, live_units, whole_index
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError
+from prunelab.ledger import Ledger
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.prefix import learning_macs
 from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, Progress, Remembering
 from prunelab.pruners.select import keep_as_many
-from prunelab.removals import Removals
 from prunelab.results import Checkpoint, Store
 from prunelab.settings import Run
 from prunelab.train import EVALUATION_BATCH, Epoch, Evaluation, Member, Population, generator
 from prunelab.trained import masks_at, reshaped
+from prunelab.watching import Seen, Watch, most_epochs, pruned_after
 
 log = logging.getLogger(__name__)
 
 # How a round begins with other weights than the trained ones, and what is added to the seed of their draw; the 20 is
 # that of DropNet's code.
 _NEW_WEIGHTS = {"rewind": 0, "reinit": 20}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A run after an epoch, for whoever watches it train; nothing of it may be changed.
-
-    Attributes:
-        run: its settings.
-        epochs: its rows so far; the last one changes when the network is pruned on request.
-        rounds: likewise, of the rounds that have ended.
-        budget: epochs that it takes at most.
-        model: the network with which the next epoch begins.
-        masks: what of it stays zero.
-        widths: layer -> units or filters of the dense network.
-        weights: prunable weights that are left.
-        weights_total: those of the dense network.
-        may_prune: whether a pruning can be asked for now.
-        over: whether it trains no more.
-    """
-
-    run: Run
-    epochs: Sequence[Mapping[str, Any]]
-    rounds: Sequence[Mapping[str, Any]]
-    budget: int
-    model: nn.Module
-    masks: Masks
-    widths: Mapping[str, int]
-    weights: int
-    weights_total: int
-    may_prune: bool
-    over: bool
-
-
-# What is to happen next, asked after every epoch; it may take its time. "prune": at once, which makes the run another
-# one, ``pruned_after``; "save": so that a killed run goes on from here; "stop": save, and train no more.
-Watch = Callable[[Seen], Literal["go on", "prune", "save", "stop"]]
-
-
-def most_epochs(run: Run) -> int:
-    """Epochs that a run can take at most."""
-    during = isinstance(pruners.build(run.prune), DuringTraining)
-    return run.train.epochs + (0 if during else run.prune.rounds * (run.retrain or run.train).epochs)
-
-
-def pruned_after(run: Run, epoch: int) -> Run:
-    """The run that is pruned after ``epoch`` as well, whatever its method says: other settings, another id."""
-    also = (*run.prune.also_after, epoch)
-    return dataclasses.replace(run, prune=dataclasses.replace(run.prune, also_after=also))
 
 
 class Running:
@@ -94,9 +45,8 @@ class Running:
         self.store = store
         self.pruner = pruners.build(run.prune)
         self.during = isinstance(self.pruner, DuringTraining)
-        self.dense = models.build(run.model, data.shape, len(data.classes), run.seed)
-        self.widths = dict(layer_widths(self.dense))
-        self.shapes = {name: p.shape for name, p in self.dense.named_parameters()}
+        dense = models.build(run.model, data.shape, len(data.classes), run.seed)
+        self.widths = dict(layer_widths(dense))
         self.choice = generator(run.seed, "pruning")
         self.rounds: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
@@ -104,18 +54,15 @@ class Running:
         self.losses_of_batches: list[float] = []
         self.accuracies: list[float] = []
         self.last: int | None = None
-        self.round = 0
-        self.requested = 0.0
         self.pruned_accuracy = math.nan  # of the test part, after the pruning of this round and before its training
         self.state: dict[str, Tensor] = {}
-        self.index = whole_index(self.dense)
         self.over = False
         self._counted: tuple[int, dict[str, int]] = -1, {}
         self.validation: Evaluation | None = None
         self.test: Evaluation | None = None
-        dense_masks = pruners.first_masks(self.dense, self.pruner, run.prune.layers)
+        dense_masks = pruners.first_masks(dense, self.pruner, run.prune.layers)
         self.weights_total = dense_masks.weights.total
-        self.removals = Removals.start(dense_masks)
+        self.ledger = Ledger(dense, dense_masks)
         order = generator(run.seed, "order")
         self.member = Member(
             models.build(run.model, data.shape, len(data.classes), run.seed), run.train, dense_masks, order
@@ -133,6 +80,11 @@ class Running:
         for modules in () if self.over else frozen:
             self.member.freeze(modules, self._outputs(modules))
         self._penalise()
+
+    @property
+    def round(self) -> int:
+        """Prunings that are behind it."""
+        return self.ledger.round
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
@@ -278,7 +230,7 @@ class Running:
         self._write_round(seconds, change.note)
         row["pruned"], row["rate"] = not change.note, change.rate
         self.state = dict(change.state)
-        self._take(change)
+        self.ledger.take(self.member.masks, change)
         self.member.change(change.model, change.masks, change.moments)
         if features is not None:
             self.member.freeze(change.frozen, features)
@@ -324,7 +276,7 @@ class Running:
                 self._fail(str(error))
                 return
             seconds = time.perf_counter() - begin
-            self._take(Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
+            self.ledger.take(current, Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
             self.member.restart(self.run.retrain or self.run.train)
             pruners.put_weights(model, weights)
             self.member.change(model, masks)
@@ -377,38 +329,6 @@ class Running:
         for start in range(0, len(split.y), size):
             yield self.data.scale(split.x[start : start + size]), self.data.target(split.y[start : start + size])
 
-    def _take(self, change: Change) -> None:
-        """Record what goes, in the coordinates of the dense network, and begin the next round."""
-        before = self._in_dense(self.member.masks, self.index)
-        scores = None if change.scores is None else self._in_dense(self._per_weight(change.scores), self.index)
-        chosen = self._in_dense(change.masks_before_removal, self.index)
-        if change.returns:
-            self.removals, before = self.removals.restored(Masks(chosen)), chosen
-        self.round += 1
-        self.removals = self.removals.add(self.round, Masks(before), Masks(chosen), scores)
-        self.index = then(self.index, change.index)
-        left = self._in_dense(change.masks, self.index)
-        self.removals = self.removals.add(self.round, Masks(chosen), Masks(left), None)  # went with their unit
-        self.requested = 1 - (1 - self.requested) * (1 - change.rate)
-
-    def _in_dense(self, tensors: Mapping[str, Tensor], index: Mapping[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        found = {name: tensor.cpu() for name, tensor in tensors.items()}  # a gate has no index: it is never cut
-        return {n: spread(t, index[n], self.shapes[n]) if n in index else t for n, t in found.items()}
-
-    def _per_weight(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scores of units, given by layer, as scores of their weights and biases."""
-        found = {}
-        for name, score in scores.items():
-            for parameter in [name] if name in self.shapes else [f"{name}.weight", f"{name}.bias"]:
-                if parameter in self.member.masks:
-                    shape = self.member.masks[parameter].shape
-                    found[parameter] = (
-                        score.view(-1, *[1] * (len(shape) - score.dim())).expand(shape)
-                        if score.shape != shape
-                        else score
-                    )
-        return found
-
     def _units(self) -> dict[str, int]:
         """Live units by layer; they change only with the masks, and every epoch asks for them."""
         if self._counted[0] != self.member.version:
@@ -439,7 +359,7 @@ class Running:
             {
                 "round": self.round,
                 "source": self.data.source,
-                "requested_sparsity": self.requested,
+                "requested_sparsity": self.ledger.requested,
                 "sparsity": 1 - kept / self.weights_total,
                 "density": kept / self.weights_total,
                 "compression_ratio": self.weights_total / kept if kept else float("inf"),
@@ -485,11 +405,11 @@ class Running:
 
     def _seal(self) -> None:
         """Move the run into the store; also what is left to do when it was killed just before."""
-        index = {f"index.{name}.{axis}": i for name, axes in self.index.items() for axis, i in enumerate(axes)}
+        index = {f"index.{name}.{axis}": i for name, axes in self.ledger.index.items() for axis, i in enumerate(axes)}
         self.writer.finish(
             weights=_arrays(self.member.model.state_dict()),
             masks=_arrays(self.member.masks),
-            removals=_arrays({**self.removals.tensors(), **index}),
+            removals=_arrays({**self.ledger.removals.tensors(), **index}),
             provenance=provenance.collect(*_machine(self.where)),
         )
         self._leave()
@@ -513,8 +433,7 @@ class Running:
             **{f"moment/{kind}/{n}": t for kind, own in member.moments.items() for n, t in own.items()},
             **{f"state/{n}": t for n, t in self.state.items()},
             **{f"best/{n}": t for n, t in (member.best or {}).items()},
-            **{f"removals/{n}": t for n, t in self.removals.tensors().items()},
-            **{f"index/{n}/{axis}": i for n, axes in self.index.items() for axis, i in enumerate(axes)},
+            **self.ledger.tensors(),
             "generator/order": member.order.get_state(),
             "generator/choice": self.choice.get_state(),
         }
@@ -523,7 +442,7 @@ class Running:
             "round": self.round,
             "epoch": member.epoch,
             "steps": member.steps,
-            "requested": self.requested,
+            "requested": self.ledger.requested,
             "pruned_accuracy": None if math.isnan(self.pruned_accuracy) else self.pruned_accuracy,
             "last": self.last,
             "losses": self.losses,
@@ -543,18 +462,16 @@ class Running:
             return {n.removeprefix(prefix + "/"): t for n, t in tensors.items() if n.startswith(prefix + "/")}
 
         self.rounds, self.epochs = list(checkpoint.rounds), list(checkpoint.epochs)
-        self.round, self.requested, self.last = state["round"], state["requested"], state["last"]
+        self.ledger.resume(tensors, state["round"], state["requested"])
+        self.last = state["last"]
         self.losses, self.losses_of_batches = list(state["losses"]), list(state["losses_of_batches"])
         self.accuracies = list(state.get("accuracies", ()))
         self.pruned_accuracy = math.nan if state.get("pruned_accuracy") is None else state["pruned_accuracy"]
-        index = part("index")
-        self.index = {n: tuple(index[f"{n}/{axis}"] for axis in range(len(shape))) for n, shape in self.shapes.items()}
         self.state = part("state")
-        self.removals = Removals.from_tensors(part("removals"))
         self.choice.set_state(tensors["generator/choice"])
         member = self.member
         member.order.set_state(tensors["generator/order"])
-        member.model = reshaped(member.model, self.index)
+        member.model = reshaped(member.model, self.ledger.index)
         member.model.load_state_dict(part("model"))
         member.masks = Masks(part("mask"))
         for name, tensor in part("moment").items():

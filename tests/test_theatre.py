@@ -20,10 +20,10 @@ from prunelab import network_svg
 from prunelab.errors import PrunelabError
 from prunelab.experiment import check, train_population
 from prunelab.results import Store
-from prunelab.running import pruned_after
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.theatre import TrainingTheatre, view
 from prunelab.theatre.stage import EVERY, GRACE, Stage, stored
+from prunelab.watching import pruned_after
 
 DIGITS = Data("digits", train_size=200, test_size=200)
 NET = Model("mlp", (24, 16))

@@ -27,9 +27,9 @@ from prunelab.chains import ShrinkError, chain
 from prunelab.data import load
 from prunelab.experiment import train_population
 from prunelab.results import Store, frames, records
-from prunelab.running import Seen, most_epochs, pruned_after
 from prunelab.settings import Run
 from prunelab.train import device
+from prunelab.watching import Seen, most_epochs, pruned_after
 
 WORDS = ("go on", "pause", "prune", "stop")
 EVERY = 0.3  # seconds between two messages at least
