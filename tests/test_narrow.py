@@ -64,7 +64,7 @@ def test_the_narrowed_network_learns_what_the_whole_one_does(digits, name, setti
     masks.apply_(start)
     part = narrow(start, masks, digits.scale(digits.train.x[:1]))
     count = lambda model: sum(p.numel() for p in model.parameters())  # noqa: E731
-    assert count(part.model) < 0.75 * count(start)
+    assert count(part.model) < 0.8 * count(start)
     small, its = trained(copy.deepcopy(start), masks, settings, digits)
     monkeypatch.setattr(train, "narrow", lambda model, masks, example: Narrow(model, masks, {}))
     whole, wholes = trained(start, masks, settings, digits)
@@ -95,7 +95,7 @@ def test_what_the_narrowed_network_computes_is_exact(digits):
 
 def test_a_unit_whose_bias_learns_or_that_a_skip_keeps_alive_stays():
     start = net("dropnet_resnet18")
-    rows = torch.arange(6) != 2
+    rows = torch.arange(6) < 4
     everywhere = dict.fromkeys(("conv", "stage_1.block_1.conv_2", "stage_1.block_2.conv_2"), rows)
     example = torch.zeros(1, 1, 8, 8)
 
@@ -104,7 +104,7 @@ def test_a_unit_whose_bias_learns_or_that_a_skip_keeps_alive_stays():
         masks.apply_(own)
         return narrow(own, masks, example).model.conv.out_channels
 
-    assert left(unit_masks(start, everywhere)) == 5
+    assert left(unit_masks(start, everywhere)) == 4
     assert left(unit_masks(start, {"conv": rows})) == 6
     biased = {name: mask for name, mask in unit_masks(start, everywhere).items() if name != "conv.bias"}
     assert left(Masks(biased)) == 6
