@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 try:
     import tyro
@@ -28,6 +29,9 @@ except ImportError:  # a machine that only trains has no need of it
 
 from prunelab import __version__, paths
 from prunelab.errors import PrunelabError, nearest
+
+if TYPE_CHECKING:
+    from prunelab.tables import Table
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 
@@ -39,7 +43,7 @@ def list_() -> int:
     """Every table and figure that can be made again."""
     from prunelab import papers, tables
 
-    print(tables.index(papers.artefacts()))
+    print(_fitted(tables.index(papers.artefacts())))
     return 0
 
 
@@ -84,9 +88,9 @@ def reproduce(
         else:
             failed += not _run(head, job)
     done = [job.artefact for job in plan if not job.reason.startswith("skipped")]
-    rows = [row for check in reproduce.verify(done) for row in check.claims if check.artefact in done]
-    if preset != "smoke" and rows:
-        print(f"\n{tables.stored_verdicts(rows)}")
+    checks = [check for check in reproduce.verify(done) if check.claims and check.artefact in done]
+    for check in checks if preset != "smoke" else ():
+        print(f"\n{check.artefact.id}: {check.artefact.title}\n{_fitted(tables.stored_verdicts(check.claims))}")
     print(f"\nfigures: {paths.figures()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
     return FAILED if failed else 0
 
@@ -141,12 +145,17 @@ def compare(
     results = run_all({labels[key]: runs for key, runs in named.items()}, jobs=jobs, device=device)
     found = results.rounds
     metrics = ["test_accuracy", "compression_ratio", "effective_macs"]
-    print(tables.comparison(found, by=["strategy", "round"], metrics=metrics))
+    print(_fitted(tables.comparison(found, by=["strategy", "round"], metrics=metrics)))
     print(f"\n{checklist.checklist(found)}\n\n{results}; {epochs} + {rounds} x {recovery} epochs each")
     if save is not None:
         found.to_csv(save, index=False)
         print(f"numbers: {save}")
     return FAILED if results.failed else 0
+
+
+def _fitted(table: Table) -> str:
+    """A table for whoever reads: as wide as the terminal, or in full where the output goes elsewhere."""
+    return table.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
 def _run(head: str, job: object) -> bool:
@@ -219,7 +228,7 @@ def verify(artefacts: Names = (), /) -> int:
     for check in checks:
         if check.claims:
             print(f"{check.artefact.id} ({check.preset})")
-            print(f"{tables.stored_verdicts(check.claims)}\n")
+            print(f"{_fitted(tables.stored_verdicts(check.claims))}\n")
     for check in checks:
         print(f"{check.artefact.id:28s} {check.preset or '-':6s} {check.problem or check.verdict}")
     return FAILED if any(check.problem for check in checks) else 0

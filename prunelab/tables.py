@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGNS = {CONFIRMED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", NOT_MEASURED: MISSING}  # colour never alone
+_NARROWEST = 16  # characters of a column of words, in a terminal that is too narrow
 COLOURS = {CONFIRMED: "#00805c", CONTRADICTED: "#c2410c", UNDECIDED: "#9a6700", NOT_MEASURED: "#6b7280"}
 
 
@@ -37,15 +40,28 @@ class Table:
 
     def __str__(self) -> str:
         """Plain text in columns; text to the left, numbers to the right."""
-        cells = [list(self.frame.columns), *self._rows()]
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """The same, no wider than a terminal: the words of the widest columns go on in the lines below.
+
+        Args:
+            width: in characters; None: as wide as it gets.
+        """
+        cells, right = [list(self.frame.columns), *self._rows()], self._numeric()
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        right = self._numeric()
-        lines = [
-            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("─" * width for width in widths))
-        return "\n".join([*lines, *([self.caption] if self.caption else [])])
+        if width is not None:
+            widths = _fitted(widths, right, width)
+        lines = []
+        for row in cells:
+            parts = [textwrap.wrap(c, w) or [""] for c, w in zip(row, widths, strict=True)]
+            for words in itertools.zip_longest(*parts, fillvalue=""):
+                aligned = zip(words, widths, right, strict=True)
+                lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in aligned).rstrip())
+            if len(lines) and row is cells[0]:
+                lines.append("  ".join("─" * width for width in widths))
+        caption = self.caption if width is None else textwrap.fill(self.caption, width)
+        return "\n".join([*lines, *([caption] if caption else [])])
 
     def markdown(self) -> str:
         """For a README; a vertical bar in a cell is escaped."""
@@ -74,6 +90,17 @@ class Table:
         """For each column whether all its cells begin like a number (or are missing)."""
         columns = list(zip(*self._rows(), strict=True)) or [()] * self.frame.shape[1]
         return [bool(cells) and all(cell[:1] in f"+-.0123456789{MISSING}" for cell in cells) for cells in columns]
+
+
+def _fitted(widths: Sequence[int], right: Sequence[bool], most: int) -> list[int]:
+    """Widths of columns that fit a line: the widest column of words gives way until it is no longer the widest."""
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > most:
+        words = [i for i in range(len(found)) if not right[i] and found[i] > _NARROWEST]
+        if not words:
+            break
+        found[max(words, key=lambda i: found[i])] -= 1
+    return found
 
 
 def comparison(
@@ -165,14 +192,15 @@ def summary(found: Iterable[str]) -> str:
 
 
 def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
-    """Artefact, notebook, command, minutes, verdict: what lies under ``figures/``, for the README and ``status``.
+    """What lies under ``figures/``, one row per artefact with minutes and verdict.
 
     Minutes and verdicts are those of the saved provenance, whose ``claims`` is the table of ``papers.verdicts``; an
     artefact that was never made has none.
 
     Args:
         artefacts: the rows, in their order.
-        links: notebooks as Markdown links and commands as code, for the README.
+        links: for the README, with the notebook as a Markdown link and the command as code; else for a terminal, where
+            both follow from the id.
     """
     import pandas as pd
 
@@ -181,19 +209,16 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
         facts = saved(artefact.figure) or {}
         found = [entry["verdict"] for entry in facts.get("claims") or []]
         preset, minutes = facts.get("preset"), facts.get("minutes")
-        notebook, command = (
-            f"notebooks/{artefact.notebook}",
-            f"prunelab reproduce {artefact.id} --preset {preset or 'quick'}",
-        )
-        rows.append(
-            {
-                "artefact": artefact.title,
-                "notebook": f"[{artefact.id}]({notebook})" if links else notebook,
-                "command": f"`{command}`" if links else command,
-                "minutes": MISSING if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
-                "verdict": summary(found) if facts else "not made yet",
-            }
-        )
+        known = {
+            "minutes": MISSING if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
+            "verdict": summary(found) if facts else "not made yet",
+        }
+        if links:
+            notebook = f"[{artefact.id}](notebooks/{artefact.notebook})"
+            command = f"`prunelab reproduce {artefact.id} --preset {preset or 'quick'}`"
+            rows.append({"artefact": artefact.title, "notebook": notebook, "command": command, **known})
+        else:
+            rows.append({"artefact": artefact.id, "title": artefact.title, "preset": preset or MISSING, **known})
         numbers.append(
             {
                 "artefact": artefact.id,
@@ -203,7 +228,8 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
                 "claims": len(found),
             }
         )
-    return Table(pd.DataFrame(rows), pd.DataFrame(numbers))
+    caption = "" if links else "`prunelab reproduce ARTEFACT` makes one again; its notebook is notebooks/ARTEFACT.ipynb"
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), caption)
 
 
 def _values(column: pd.Series, name: str) -> list[str]:

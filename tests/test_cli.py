@@ -174,12 +174,12 @@ def test_a_reader_that_goes_away_is_no_error():
 # Artefacts
 
 
-def test_list_shows_every_artefact_and_its_command(call):
+def test_list_shows_every_artefact(call):
     code, out, _ = call("list")
-    text = "\n".join(out)
     assert code == 0
-    assert all(f"prunelab reproduce {artefact.id} " in text for artefact in papers.artefacts())
-    assert "not made yet" in text
+    assert [line.split()[0] for line in out[2:-1]] == [artefact.id for artefact in papers.artefacts()]
+    assert any("not made yet" in line for line in out)
+    assert out[-1].startswith("`prunelab reproduce ARTEFACT`")
 
 
 def test_status_tells_figures_runs_and_data_sets(call, figure, monkeypatch, tmp_path):

@@ -137,3 +137,13 @@ def test_numbers_are_shown_in_their_units(column, value, half, text):
 )
 def test_counts_are_short_where_there_is_little_room(count, text):
     assert quantities.short(count) == text
+
+
+def test_a_table_fits_the_terminal_and_loses_no_word():
+    rows = [{"claim": "the masks of one method are kept", "n": "3", "verdict": "✓ confirmed"}] * 2
+    table = tables.Table(pd.DataFrame(rows), pd.DataFrame(), "the interval decides what is confirmed")
+    lines = table.text(40).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[2:4] == ["the masks of one method   3  ✓ confirmed", "are kept"]
+    assert table.text(200) == str(table)
+    assert max(map(len, table.text(10).splitlines())) > 10  # columns have a least width
