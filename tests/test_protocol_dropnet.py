@@ -60,6 +60,8 @@ def test_every_claim_asks_for_a_number_that_the_study_can_give(name):
     given = study.numbers(rounds, points)
     assert not any(math.isnan(getattr(number, "mean", 0.0)) for number in given.values())
     assert set(given) == {claim.quantity for claim in papers.artefact(f"dropnet/{name}").claims}
+    part = dropnet(name, 3, train_size=2000)  # other levels contradict nothing
+    assert set(part.numbers(rounds, points)) == set(given) - {"agreeing"}
 
 
 def test_wrong_names_get_the_nearest():

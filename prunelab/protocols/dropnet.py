@@ -238,11 +238,13 @@ class Study:
         figure: what it shows.
         runs: method, as the legend names it -> its runs, one per seed.
         counts: method -> units left in each round, those of round 0 first.
+        as_published: whether data, training and network are the paper's; only then are levels of accuracy compared.
     """
 
     figure: Figure
     runs: dict[str, list[Run]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
+    as_published: bool = True
 
     def fractions(self, rounds: pd.DataFrame) -> pd.DataFrame:
         """The rounds of these runs with two more columns: ``units_left`` (masked layers only), ``fraction`` of them."""
@@ -263,14 +265,15 @@ class Study:
             points: of ``reported_curves.beside``.
 
         Returns:
-            ``agreeing``: of ``reported_curves.agreeing``. ``a_over_b``: the paired lead of
+            ``agreeing``: of ``reported_curves.agreeing``, unless the runs are not as published: a part of the data
+            gives other levels, which contradicts nothing. ``a_over_b``: the paired lead of
             one curve over the next in the text's order. ``random_over_x_when_poor``, ``kept`` (pruned - dense at the
             spare fraction) and ``a_beside_b``, where the text says something of the kind.
         """
         shown, y, found = self.figure, self.figure.measure, {}
         there = set(rounds["strategy"])
         judged = points.dropna(subset=["reported"])
-        if len(judged):
+        if len(judged) and self.as_published:
             found["agreeing"] = curves.agreeing(judged)
         for first, second in itertools.pairwise(shown.order):
             if {first, second} <= there:
@@ -363,7 +366,7 @@ def dropnet(
     )
     layers = _VGG if shown.model == "dropnet_vgg19" else _CHANNELS.get(shown.model, ())
     model = Model(shown.model, tuple(hidden) or shown.hidden, "glorot_uniform")
-    study = Study(shown)
+    study = Study(shown, as_published=not (train_size or hidden or data or epochs < 100))
     for name, (metric, scope, amount, one, new_draw) in _curves(shown).items():
         by_layer = scope == "layer"
         counts = left_after_rounds(shown.units, amount, shown.stop, layer=by_layer, one=one)
@@ -385,7 +388,8 @@ def dropnet(
         raise PrunelabError(f"{figure} has no curve {unknown[0]!r}: {nearest(unknown[0], study.runs)}")
     if chosen := list(methods):
         keep = {name: study.runs[name] for name in study.runs if name in chosen}
-        return Study(shown, keep, {name: study.counts[name] for name in keep})
+        counts = {name: study.counts[name] for name in keep}
+        return dataclasses.replace(study, runs=keep, counts=counts)
     return study
 
 
