@@ -3,12 +3,13 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from prunelab import models, tables
 from prunelab.data import load
 from prunelab.experiment import run_all
-from prunelab.protocols import nnrelief
+from prunelab.protocols import nnrelief, worse_change
 from prunelab.published_counts import counted_parameters, flops, published_rows
 from prunelab.reported_curves import best_test_epochs
 from prunelab.results import Store
@@ -86,3 +87,19 @@ def test_rows_of_runs_from_before_it_was_measured_lack_the_accuracy_after_prunin
 def test_the_first_convolution_of_a_residual_network_counts_where_counting_is_right():
     model = models.build(nnrelief("resnet20", 1)[0].model, (3, 32, 32), 10, 0)
     assert counted_parameters(model, faithful=False) - counted_parameters(model) == 432
+
+
+def test_the_optimiser_that_loses_more_decides_and_nobody_does_before_the_networks_know_anything():
+    def rounds(dense, last):
+        rows = [
+            (rule, seed, r, values[rule][seed])
+            for r, values in enumerate((dense, last))
+            for rule in dense
+            for seed in range(2)
+        ]
+        return pd.DataFrame(rows, columns=["strategy", "seed", "round", "test_accuracy"])
+
+    dense = {"adam": [0.60, 0.62], "sgd": [0.50, 0.54]}
+    found = worse_change(rounds(dense, {"adam": [0.61, 0.63], "sgd": [0.47, 0.53]}))
+    assert (found.mean, found.n) == (pytest.approx(-0.02), 2)  # (-0.03 - 0.01) / 2, of SGD
+    assert worse_change(rounds(dense | {"sgd": [0.1, 0.2]}, dense)) is None

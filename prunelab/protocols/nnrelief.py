@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.settings import Data, Model, Prune, Run, Train
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prunelab.stats import Interval
+
+LEARNT = 0.2  # accuracy from which a loss of two points is judged; our own default
 # model -> data, epochs, decay, retraining epochs, decay, optimiser, lr, alpha_conv, alpha_fc, rounds, pruning set
 _EXPERIMENTS = {
     "lenet_300_100": ("mnist", 60, (30,), 60, (30,), "adam", 1e-3, 0.9, 0.95, 20, 1000),
@@ -93,6 +100,27 @@ def nnrelief(
     settings = Data(data or name, train_size=train_size, test_size=train_size, scaling="standard" if images else "unit")
     net = Model(model, tuple(hidden), "kaiming_normal")
     return [Run(settings, net, train, prune, retrain, seed) for seed in range(seeds)]
+
+
+def worse_change(rounds: pd.DataFrame) -> Interval | None:
+    """Of the strategies the one that lost most accuracy from the dense network to the last round: its paired change.
+
+    Args:
+        rounds: strategy, seed, round, test_accuracy; one row per run and round.
+
+    Returns:
+        Last round minus dense, as a share of 1, with its interval; None where a dense network knows less than
+        ``LEARNT``: two points of next to nothing are no loss to speak of.
+    """
+    from prunelab import stats
+
+    changes = []
+    for _, own in rounds.groupby("strategy", sort=False):
+        by_round = own.pivot(index="round", columns="seed", values="test_accuracy")
+        if by_round.iloc[0].mean() < LEARNT:
+            return None
+        changes.append(stats.paired_difference(by_round.iloc[-1], by_round.iloc[0]))
+    return min(changes, key=lambda change: change.mean)
 
 
 def _moved(milestones: Sequence[int], whole: int, epochs: int) -> tuple[int, ...]:
