@@ -96,9 +96,9 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
 
 
 def _leave_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Where the file has nothing of a BatchNorm it was folded, and the layers get the biases of the file.
+    """What the file knows nothing of: BatchNorms that were folded, and gates where it is older than gates.
 
-    Where it has nothing of a gate it is older than gates: what went through is open.
+    The layers that took up a BatchNorm get the biases of the file.
     """
     gates = [name for name, module in model.named_modules() if isinstance(module, Gate)]
     for name in [*folding.batchnorms(model), *gates]:

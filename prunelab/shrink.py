@@ -196,11 +196,10 @@ def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor
         GraphError: the model cannot be traced.
     """
     any_values = copy.deepcopy(model)  # a parameter that is learnt may become anything; 1 stands for that
-    for name, parameter in any_values.named_parameters():
-        parameter.copy_(masks[name] if name in masks else torch.ones_like(parameter))
-    closed = {name: mask for name, mask in masks.items() if name not in dict(model.named_parameters())}
+    for parameter in any_values.parameters():
+        parameter.fill_(1)
     graph = trace(any_values, example)
-    survey = Survey(any_values, closed, graph)
+    survey = Survey(any_values, masks, graph)
     stays = survey.vocal()
     layers = _layers(graph, survey)
     for node in layers.values():

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGNS = {CONFIRMED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", NOT_MEASURED: MISSING}  # colour never alone
-_NARROWEST = 16  # characters of a column of words, in a terminal that is too narrow
 COLOURS = {CONFIRMED: "#00805c", CONTRADICTED: "#c2410c", UNDECIDED: "#9a6700", NOT_MEASURED: "#6b7280"}
+_NARROWEST = 16  # characters of a column of words, in a terminal that is too narrow
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,19 @@ class Table:
         """
         cells, right = [list(self.frame.columns), *self._rows()], self._numeric()
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        caption = self.caption
         if width is not None:
-            widths = _fitted(widths, right, width)
-        lines = []
-        for row in cells:
-            parts = [textwrap.wrap(c, w) or [""] for c, w in zip(row, widths, strict=True)]
-            for words in itertools.zip_longest(*parts, fillvalue=""):
-                aligned = zip(words, widths, right, strict=True)
-                lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in aligned).rstrip())
-            if len(lines) and row is cells[0]:
-                lines.append("  ".join("─" * width for width in widths))
-        caption = self.caption if width is None else textwrap.fill(self.caption, width)
-        return "\n".join([*lines, *([caption] if caption else [])])
+            widths, caption = _narrowed(widths, right, width), textwrap.fill(caption, width)
+
+        def line(words: Sequence[str]) -> str:
+            aligned = zip(words, widths, right, strict=True)
+            return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in aligned).rstrip()
+
+        head, *body = (
+            [line(words) for words in itertools.zip_longest(*map(_wrapped, row, widths), fillvalue="")] for row in cells
+        )
+        rule = "  ".join("─" * own for own in widths)
+        return "\n".join([*head, rule, *itertools.chain(*body), *([caption] if caption else [])])
 
     def markdown(self) -> str:
         """For a README; a vertical bar in a cell is escaped."""
@@ -92,8 +93,13 @@ class Table:
         return [bool(cells) and all(cell[:1] in f"+-.0123456789{MISSING}" for cell in cells) for cells in columns]
 
 
-def _fitted(widths: Sequence[int], right: Sequence[bool], most: int) -> list[int]:
-    """Widths of columns that fit a line: the widest column of words gives way until it is no longer the widest."""
+def _wrapped(cell: str, width: int) -> list[str]:
+    """The lines of a cell; one that fits is left as it is."""
+    return [cell] if len(cell) <= width else textwrap.wrap(cell, width)
+
+
+def _narrowed(widths: Sequence[int], right: Sequence[bool], most: int) -> list[int]:
+    """Widths of columns that fit a line: whichever column of words is the widest gives way."""
     found = list(widths)
     while sum(found) + 2 * (len(found) - 1) > most:
         words = [i for i in range(len(found)) if not right[i] and found[i] > _NARROWEST]

@@ -266,15 +266,14 @@ class Study:
 
         Returns:
             ``agreeing``: of ``reported_curves.agreeing``, unless the runs are not as published: a part of the data
-            gives other levels, which contradicts nothing. ``a_over_b``: the paired lead of
-            one curve over the next in the text's order. ``random_over_x_when_poor``, ``kept`` (pruned - dense at the
-            spare fraction) and ``a_beside_b``, where the text says something of the kind.
+            gives other levels, which contradicts nothing. ``a_over_b``: the paired lead of one curve over the next in
+            the text's order. ``random_over_x_when_poor``, ``kept`` (pruned - dense at the spare fraction) and
+            ``a_beside_b``, where the text says something of the kind.
         """
         shown, y, found = self.figure, self.figure.measure, {}
         there = set(rounds["strategy"])
-        judged = points.dropna(subset=["reported"])
-        if len(judged) and self.as_published:
-            found["agreeing"] = curves.agreeing(judged)
+        if shown.reported and self.as_published:
+            found["agreeing"] = curves.agreeing(points)
         for first, second in itertools.pairwise(shown.order):
             if {first, second} <= there:
                 found[f"{_plain(first)}_over_{_plain(second)}"] = curves.lead(rounds, first, second, y)
@@ -355,19 +354,21 @@ def dropnet(
         shown = dataclasses.replace(shown, data=data)
     tiny = shown.data == "tiny_imagenet"
     settings = Data(shown.data, stratify=True, train_size=train_size, test_size=train_size)
+    published = 10 if tiny else 5  # patience
     train = Train(
         epochs=epochs,
         batch_size=32,
         optimiser="sgd",
         lr=0.1,
-        patience=(10 if tiny else 5) if patience is None else patience,
+        patience=published if patience is None else patience,
         shuffle=False,
         augment="affine" if tiny else "none",
         precision=precision,
     )
     layers = _VGG if shown.model == "dropnet_vgg19" else _CHANNELS.get(shown.model, ())
     model = Model(shown.model, tuple(hidden) or shown.hidden, "glorot_uniform")
-    study = Study(shown, as_published=not (train_size or hidden or data or epochs < 100))
+    part = train_size or hidden or data or (train.epochs, train.patience) != (100, published)
+    study = Study(shown, as_published=not part)
     for name, (metric, scope, amount, one, new_draw) in _curves(shown).items():
         by_layer = scope == "layer"
         counts = left_after_rounds(shown.units, amount, shown.stop, layer=by_layer, one=one)
