@@ -34,6 +34,16 @@ def net(name, seed=0):
     return models.build(Model(name, NETWORKS[name]), (1, 8, 8), 10, seed)
 
 
+def smooth(model):
+    """The model without kinks: two float32 roundings on either side of a ReLU's 0 are two trainings soon."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.ReLU):
+            model.set_submodule(name, nn.SiLU())
+        elif isinstance(module, nn.MaxPool2d):
+            model.set_submodule(name, nn.AvgPool2d(module.kernel_size, module.stride))
+    return model
+
+
 def half(model, seed=0, closed=()):
     """Every other filter or so of each hidden layer, by the seed; of every fifth layer one; gates closed at random."""
     draw = torch.Generator().manual_seed(seed)
@@ -58,7 +68,7 @@ def trained(model, masks, settings, data, epochs=2):
 
 @pytest.mark.parametrize(("name", "settings"), [*((name, SGD) for name in NETWORKS), ("resnet20", ADAM)])
 def test_the_narrowed_network_learns_what_the_whole_one_does(digits, name, settings, monkeypatch):
-    start = net(name)
+    start = smooth(net(name))
     gates = [n for n, m in start.named_modules() if isinstance(m, Gate)]
     masks = half(start, closed=gates[::2])
     masks.apply_(start)
@@ -80,6 +90,11 @@ def test_the_narrowed_network_learns_what_the_whole_one_does(digits, name, setti
     torch.testing.assert_close(small.model(x), whole.model(x), rtol=1e-3, atol=1e-3)
 
 
+def gradients(model, logits):
+    keys, leaves = zip(*model.named_parameters(), strict=True)
+    return dict(zip(keys, torch.autograd.grad(logits.square().sum(), leaves), strict=True))
+
+
 def test_what_the_narrowed_network_computes_is_exact(digits):
     for name in NETWORKS:
         start = net(name, seed=3).double()
@@ -90,7 +105,12 @@ def test_what_the_narrowed_network_computes_is_exact(digits):
         for training in (True, False):
             start.train(training)
             part.model.train(training)
-            torch.testing.assert_close(part.model(x), start(x))
+            logits, expected = part.model(x), start(x)
+            torch.testing.assert_close(logits, expected)
+            whole = gradients(start, expected)
+            for key, gradient in gradients(part.model, logits).items():
+                mask = masks.get(key, torch.ones_like(whole[key]))
+                torch.testing.assert_close(gradient * part.cut(key, mask), part.cut(key, whole[key] * mask))
 
 
 def test_a_unit_whose_bias_learns_or_that_a_skip_keeps_alive_stays():
