@@ -318,9 +318,10 @@ def _one_epoch(active: list[Running], population: Population, watch: Watch | Non
     """One epoch for everybody; then each run alone decides whether its round is over."""
     data = population.data
     trained = population.epoch([run.member for run in active])
-    validated = population.evaluate([run.member for run in active], data.validation)
-    for run, epoch, validation in zip(active, trained, validated, strict=True):
-        run.observe(epoch, validation)
+    asked = [run for run in active if run.wants_validation]
+    validated = dict(zip(asked, population.evaluate([run.member for run in asked], data.validation), strict=True))
+    for run, epoch in zip(active, trained, strict=True):
+        run.observe(epoch, validated.get(run))
     restored = [run for run in active if run.restore_best()]
     for run, validation in zip(
         restored, population.evaluate([r.member for r in restored], data.validation), strict=True

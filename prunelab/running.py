@@ -88,13 +88,20 @@ class Running:
 
     # -- one epoch ----------------------------------------------------------------------------------------------------
 
-    def observe(self, epoch: Epoch, validation: Evaluation) -> None:
+    @property
+    def wants_validation(self) -> bool:
+        """Whether the validation part is to be measured after the epoch just trained."""
+        always = self.member.train.validate_every_epoch or self.during
+        return always or self.member.done or len(self.epochs) + 1 in self.run.prune.also_after
+
+    def observe(self, epoch: Epoch, validation: Evaluation | None) -> None:
         """Take in what the epoch brought, and see whether it ends the round."""
         self.trained, self.validation, self.test = epoch, validation, None
-        self.losses.append(validation.loss)
-        self.losses_of_batches.append(validation.loss_of_batches)
-        self.accuracies.append(validation.accuracy)
-        self.member.observe(validation.loss)
+        if validation is not None:
+            self.losses.append(validation.loss)
+            self.losses_of_batches.append(validation.loss_of_batches)
+            self.accuracies.append(validation.accuracy)
+            self.member.observe(validation.loss)
         self.acts, self.signal = False, float("nan")
         if self.during:
             self.signal = self.pruner.signal(self._progress()) if hasattr(self.pruner, "signal") else self.signal
@@ -182,22 +189,20 @@ class Running:
         self.claim.close()
         self.claim.push(other)
         self.run, self.writer, self.acts = run, writer, True
+        if self.validation is None:
+            self.validation = population.evaluate([self.member], self.data.validation)[0]
         if self.wants_test:
             self.test = population.evaluate([self.member], self.data.test)[0]
-            row.update(test_loss=self.test.loss, test_accuracy=self.test.accuracy)
+        row.update(self._measured())
         self._end_round(row, population)
 
     def _epoch_row(self) -> dict[str, Any]:
-        test = self.test
         return {
             "round": self.round,
             "epoch": len(self.epochs) + 1,
             "train_loss": self.trained.loss,
             "train_accuracy": self.trained.accuracy,
-            "validation_loss": self.validation.loss,
-            "validation_accuracy": self.validation.accuracy,
-            "test_loss": float("nan") if test is None else test.loss,
-            "test_accuracy": float("nan") if test is None else test.accuracy,
+            **self._measured(),
             "seconds": self.trained.seconds,
             "lockstep": self.trained.lockstep,
             "alike": self.trained.alike,
@@ -207,6 +212,14 @@ class Running:
             "rate": float("nan"),
             "trigger": self.signal,
         }
+
+    def _measured(self) -> dict[str, float]:
+        """Loss and accuracy of the parts that were measured after this epoch, NaN for the others."""
+        found = {}
+        for part, measured in (("validation", self.validation), ("test", self.test)):
+            found[f"{part}_loss"] = math.nan if measured is None else measured.loss
+            found[f"{part}_accuracy"] = math.nan if measured is None else measured.accuracy
+        return found
 
     # -- the end of a round -------------------------------------------------------------------------------------------
 

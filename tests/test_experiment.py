@@ -114,6 +114,40 @@ def test_early_stopping_ends_a_round(tmp_path):
     assert len(epochs) - 1 - best == 2
 
 
+@pytest.mark.parametrize("also_after", [(), (2,)])
+def test_validation_may_be_measured_where_a_round_ends_only(tmp_path, monkeypatch, also_after):
+    sizes, evaluate = [], train.Population.evaluate
+
+    def counted(self, members, split):
+        sizes.extend(len(split) for _ in members)
+        return evaluate(self, members, split)
+
+    monkeypatch.setattr(train.Population, "evaluate", counted)
+    settings = [QUICK, dataclasses.replace(QUICK, validate_every_epoch=False)]
+    often, seldom = (
+        run_all(
+            [run("magnitude", train=one, amount=0.5, rounds=1, also_after=also_after)],
+            store=Store(tmp_path),
+            jobs=1,
+            progress=False,
+        )
+        for one in settings
+    )
+    same = ["weights", "validation_loss", "validation_accuracy", "test_accuracy", "train_loss", "epochs"]
+    pd.testing.assert_frame_equal(often.rounds[same], seldom.rounds[same])
+    ends = seldom.rounds["epoch"] - 1
+    assert seldom.epochs["validation_loss"].notna().to_numpy().nonzero()[0].tolist() == ends.tolist()
+    pd.testing.assert_series_equal(seldom.epochs.loc[ends, "test_loss"], often.epochs.loc[ends, "test_loss"])
+    validated = sizes.count(len(load(DIGITS).validation))
+    assert validated == len(often.epochs) + len(seldom.rounds)
+
+
+def test_a_method_that_decides_by_validation_has_it_every_epoch(tmp_path):
+    train = dataclasses.replace(QUICK, validate_every_epoch=False)
+    one = run("dyprune", train=train, options={"trigger": "static", "every": 2})
+    assert run_all([one], store=Store(tmp_path), jobs=1, progress=False).epochs["validation_loss"].notna().all()
+
+
 def test_progress_counts_a_round_that_ends_early_as_whole(tmp_path):
     """So that the estimate of what is left does not count on epochs that will never be."""
     early = Train(epochs=30, batch_size=32, lr=0.5, patience=1)

@@ -64,6 +64,13 @@ def test_every_claim_asks_for_a_number_that_the_study_can_give(name):
     assert set(part.numbers(rounds, points)) == set(given) - {"agreeing"}
 
 
+def test_without_patience_only_the_budget_ends_a_training():
+    train = dropnet("figure_09", 1, epochs=7, patience=0).runs["min"][0].train
+    assert (train.epochs, train.patience, train.validate_every_epoch) == (7, None, False)
+    published = dropnet("figure_09", 1).runs["min"][0].train
+    assert (published.epochs, published.patience, published.validate_every_epoch) == (100, 5, True)
+
+
 def test_wrong_names_get_the_nearest():
     with pytest.raises(PrunelabError, match="no figure 'figur_03': did you mean 'figure_03'"):
         dropnet("figur_03")

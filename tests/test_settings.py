@@ -49,6 +49,10 @@ def test_round_trip_through_json_keeps_the_id():
         (lambda: Prune(amount=1.2), "Prune: amount = 1.2: input should be less than 1"),
         (lambda: Train(epohs=3), "Train has no setting 'epohs': did you mean 'epochs'?"),
         (lambda: Train(optimiser="sdg"), "Train: optimiser = 'sdg': input should be 'sgd', 'adam' or 'adamw'"),
+        (
+            lambda: Train(patience=3, validate_every_epoch=False),
+            "Train: patience needs the validation loss of every epoch: leave validate_every_epoch at True",
+        ),
         (lambda: Run(seed=-1), "Run: seed = -1: input should be greater than or equal to 0"),
         (lambda: Data(validation=-1), "Data: validation = -1: should be a positive number"),
         (

@@ -81,9 +81,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_in_the_midst_of_a_round(tmp
     assert_same_results(cut, whole, one.id)
 
 
+@pytest.mark.parametrize("validated", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_pruning_on_request_makes_it_the_run_whose_settings_say_so(tmp_path, method):
-    one, store, plain = run(method), Store(tmp_path / "asked"), Store(tmp_path / "plain")
+def test_a_pruning_on_request_makes_it_the_run_whose_settings_say_so(tmp_path, method, validated):
+    one = run(method, validate_every_epoch=validated)
+    store, plain = Store(tmp_path / "asked"), Store(tmp_path / "plain")
     asked = []
 
     def ask(now):

@@ -336,7 +336,8 @@ def dropnet(
         seeds: independent runs of each curve; the paper has 15.
         epochs: the most of one training.
         patience: epochs without a lower validation loss that end a training; None: the paper's, 5, Tiny ImageNet 10.
-            On a part of the data epochs have fewer steps, and so few of them may end before learning has begun.
+            On a part of the data epochs have fewer steps, and so few of them may end before learning has begun. 0:
+            nothing but the budget ends a training, and the validation part is measured only then.
         train_size: training samples; None: all. Validation and test parts are cut to as many.
         methods: only these curves; (): all of the figure.
         data: another data set than the figure's, for a quick look.
@@ -360,10 +361,11 @@ def dropnet(
         batch_size=32,
         optimiser="sgd",
         lr=0.1,
-        patience=published if patience is None else patience,
+        patience=(published if patience is None else patience) or None,
         shuffle=False,
         augment="affine" if tiny else "none",
         precision=precision,
+        validate_every_epoch=patience != 0,
     )
     layers = _VGG if shown.model == "dropnet_vgg19" else _CHANNELS.get(shown.model, ())
     model = Model(shown.model, tuple(hidden) or shown.hidden, "glorot_uniform")
