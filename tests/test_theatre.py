@@ -367,6 +367,14 @@ def test_prunings_are_those_of_the_rows_and_of_the_network_as_it_is_now():
     assert view.prunings([], 10) == []
 
 
+def test_the_accuracy_in_large_digits_is_the_last_that_was_measured():
+    rows = [
+        {"epoch": n, "weights": 9, "pruned": False, "validation_accuracy": a} for n, a in ((1, 0.25), (2, math.nan))
+    ]
+    assert "25.0 %" in view.numbers(rows, 5, (9, 9))
+    assert "none yet" in view.numbers(rows[1:], 5, (9, 9))
+
+
 def test_points_stand_where_they_belong_on_axes_as_long_as_the_training():
     rows = [row(1, 100, validation_accuracy=0.0), row(4, 100, validation_accuracy=1.0)]
     drawn = view.curves(rows, "accuracy", 4, [(1, 0.5)], ["validation"])

@@ -95,15 +95,15 @@ def prunings(rows: Sequence[Row], now: int) -> list[tuple[int, float]]:
 
 
 def numbers(rows: Sequence[Row], budget: int, weights: tuple[int, int]) -> str:
-    """The newest row in large digits."""
+    """The newest row in large digits; the accuracy is the last that was measured."""
     row = rows[-1] if rows else {}
     kept, total = weights
     share = f"{100 * kept / total:.1f} %" if total else ""
-    accuracy = row.get("validation_accuracy")
+    accuracy = next((value for _, value in reversed(_points(rows, "validation_accuracy"))), None)
     shown = {
         "epoch": f"{row.get('epoch', 0)} <small>of {budget}</small>",
         "prunings": f"{len(prunings(rows, kept))}",
-        "validation accuracy": f"{100 * accuracy:.1f} %" if _known(accuracy) else "none yet",
+        "validation accuracy": f"{100 * accuracy:.1f} %" if accuracy is not None else "none yet",
         "weights left": f"{kept:,} <small>of {total:,}, {share}</small>",
     }
     parts = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in shown.items())
