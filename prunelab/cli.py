@@ -40,10 +40,12 @@ Many = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 def list_() -> int:
-    """Every table and figure that can be made again."""
+    """Every table and figure that can be made again, and how far each paper has come."""
     from prunelab import papers, tables
 
     print(_fitted(tables.index(papers.artefacts())))
+    print()
+    print(_fitted(tables.by_paper()))
     return 0
 
 

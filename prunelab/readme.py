@@ -21,11 +21,17 @@ def written(text: str) -> str:
     Raises:
         PrunelabError: the marks between which a table stands are not there.
     """
-    made = [artefact for artefact in papers.artefacts() if gallery.saved(artefact.figure)]
-    table = tables.index(made, links=True).markdown() if made else ""
-    missing = len(papers.artefacts()) - len(made)
-    more = f"\n{missing} more have a notebook and no committed figure yet: `prunelab list`.\n" if missing else ""
-    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, table + more)
+    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, _reproduced())
+
+
+def _reproduced() -> str:
+    """How far each paper is reproduced, and behind a fold each of its tables and figures."""
+    parts = [tables.by_paper().markdown()]
+    for paper in papers.papers():
+        own = papers.artefacts(paper.key)
+        heading = f"<details><summary>{paper.title}; {paper.venue}: {len(own)} tables and figures</summary>"
+        parts.append(f"{heading}\n\n{tables.index(own, links=True).markdown()}\n</details>\n")
+    return "\n".join(parts)
 
 
 def _between(text: str, begin: str, end: str, table: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunelab import papers, paths
 from prunelab.gallery import saved
 from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Artefact
 from prunelab.quantities import MISSING, need, quantity
@@ -205,8 +206,7 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
 
     Args:
         artefacts: the rows, in their order.
-        links: for the README, with the notebook as a Markdown link and the command as code; else for a terminal, where
-            both follow from the id.
+        links: for the README, where title and verdict lead to notebook and picture; else for a terminal.
     """
     import pandas as pd
 
@@ -220,9 +220,10 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
             "verdict": summary(found) if facts else "not made yet",
         }
         if links:
-            notebook = f"[{artefact.id}](notebooks/{artefact.notebook})"
-            command = f"`prunelab reproduce {artefact.id} --preset {preset or 'quick'}`"
-            rows.append({"artefact": artefact.title, "notebook": notebook, "command": command, **known})
+            title = f"[{artefact.title}](notebooks/{artefact.notebook})"
+            if (paths.figures() / f"{artefact.figure}.png").exists():
+                known["verdict"] = f"[{known['verdict']}](figures/{artefact.figure}.png)"
+            rows.append({"artefact": f"`{artefact.id}`", "title": title, "preset": preset or MISSING, **known})
         else:
             rows.append({"artefact": artefact.id, "title": artefact.title, "preset": preset or MISSING, **known})
         numbers.append(
@@ -236,6 +237,24 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
         )
     caption = "" if links else "`prunelab reproduce ARTEFACT` makes one again; its notebook is notebooks/ARTEFACT.ipynb"
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), caption)
+
+
+def by_paper() -> Table:
+    """How far each paper is reproduced: artefacts that were made, and how many of their claims got which verdict."""
+    import pandas as pd
+
+    rows, numbers = [], []
+    for paper in papers.papers():
+        facts = [saved(artefact.figure) for artefact in papers.artefacts(paper.key)]
+        found = [entry["verdict"] for one in facts if one for entry in one.get("claims") or []]
+        counts = {verdict.split(" (")[0]: found.count(verdict) for verdict in SIGNS}
+        made = sum(map(bool, facts))
+        name = paper.title.partition(":")[0]
+        signed = {f"{sign} {word}": str(n) for sign, (word, n) in zip(SIGNS.values(), counts.items(), strict=True)}
+        of = f"{made} of {len(facts)}"
+        rows.append({"paper": name, "tables and figures": of, "claims": str(len(found)), **signed})
+        numbers.append({"paper": paper.key, "made": made, "of": len(facts), "claims": len(found), **counts})
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers))
 
 
 def _values(column: pd.Series, name: str) -> list[str]:

@@ -177,9 +177,13 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_list_shows_every_artefact(call):
     code, out, _ = call("list")
     assert code == 0
-    assert [line.split()[0] for line in out[2:-1]] == [artefact.id for artefact in papers.artefacts()]
+    every = papers.artefacts()
+    assert [line.split()[0] for line in out[2 : 2 + len(every)]] == [artefact.id for artefact in every]
     assert any("not made yet" in line for line in out)
-    assert out[-1].startswith("`prunelab reproduce ARTEFACT`")
+    assert out[2 + len(every)].startswith("`prunelab reproduce ARTEFACT`")
+    assert [line.split()[0] for line in out[-4:]] == [
+        paper.title.replace(":", "").split()[0] for paper in papers.papers()
+    ]
 
 
 def test_status_tells_figures_runs_and_data_sets(call, figure, monkeypatch, tmp_path):
@@ -234,8 +238,9 @@ def test_readme_writes_its_table_once(call, monkeypatch, tmp_path):
     text = file.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
-    assert f"{len(papers.artefacts())} more have a notebook" in text
+    assert "\nold\n" not in text
+    assert f"| DyPrune | 0 of {len(papers.artefacts('dyprune'))} | 0 |" in text
+    assert text.count("not made yet") == len(papers.artefacts())
     assert call("readme") == (0, ["README.md and the index notebook are up to date"], [])
 
     file.write_text("no table")

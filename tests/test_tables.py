@@ -98,15 +98,27 @@ def test_the_index_reads_minutes_and_verdicts_of_what_was_saved():
     numbers = pd.DataFrame({"epoch": [1]})
     plots.save(None, "dyprune/training", numbers, {"preset": "paper", "minutes": 12.34, "claims": shown})
     table = tables.index(papers.artefacts("dyprune"), links=True)
-    rows = table.frame.set_index("notebook")
-    training = rows.loc["[dyprune/training](notebooks/dyprune/training.ipynb)"]
-    assert training["command"] == "`prunelab reproduce dyprune/training --preset paper`"
+    rows = table.frame.set_index("artefact")
+    training = rows.loc["`dyprune/training`"]
+    assert training["title"].endswith("](notebooks/dyprune/training.ipynb)")
+    assert training["preset"] == "paper"
     assert training["minutes"] == "12.3"
     assert training["verdict"] == "✗ 0 of 4 confirmed, 1 contradicted, 3 not measured"
     rest = rows.drop(training.name)
     assert set(rest["verdict"]) == {"not made yet"}
     assert set(rest["minutes"]) == {quantities.MISSING}
     assert len(rows) == len(papers.artefacts("dyprune"))
+
+
+def test_papers_are_counted_by_what_was_saved():
+    shown = papers.verdicts("dyprune/training", {"prunings": 9})
+    plots.save(None, "dyprune/training", pd.DataFrame({"epoch": [1]}), {"preset": "paper", "claims": shown})
+    table = tables.by_paper()
+    first = table.numbers.set_index("paper").loc["dyprune"]
+    assert (first["made"], first["of"]) == (1, len(papers.artefacts("dyprune")))
+    assert first[["claims", "confirmed", "contradicted", "undecided", "not measured"]].tolist() == [4, 0, 1, 0, 3]
+    assert table.frame.iloc[0, 0] == "DyPrune"
+    assert table.numbers.loc[1:, "made"].sum() == 0
 
 
 def test_a_missing_column_is_named_with_the_nearest():
