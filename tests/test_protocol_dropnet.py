@@ -22,6 +22,15 @@ def test_counts_are_those_of_the_paper():
     assert left_after_rounds((20, 20), 0.2, 0.1, layer=True, one=True)[-2:] == [6, 4]
 
 
+def test_a_narrow_network_says_where_its_layers_run_empty():
+    wide, narrow = dropnet("supplement_figure_21", 2), dropnet("supplement_figure_21", 2, hidden=(2, 32))
+    assert str(wide) == "8 runs, 25 rounds at most"
+    # 2 + 32 units in five layers each, a tenth or one a round: 2 32, 1 29, 0 27
+    assert f"empty once {27 / 34:.2f} of the units are left" in str(narrow)
+    assert str(narrow).endswith("At the paper's widths that comes nowhere in this figure.")
+    assert "\n" not in str(dropnet("figure_18", 1, hidden=(2, 2)))  # nothing is pruned by layer
+
+
 @pytest.mark.parametrize("name", [name for name, figure in FIGURES.items() if figure.reported])
 def test_our_points_are_those_that_the_figure_shows(name):
     study, theirs = dropnet(name, 1), reported("dropnet", FIGURES[name].reported)

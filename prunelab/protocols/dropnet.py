@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -239,12 +239,35 @@ class Study:
         runs: method, as the legend names it -> its runs, one per seed.
         counts: method -> units left in each round, those of round 0 first.
         as_published: whether data, training and network are the paper's; only then are levels of accuracy compared.
+        published_units: of each masked layer, in the paper.
     """
 
     figure: Figure
     runs: dict[str, list[Run]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
     as_published: bool = True
+    published_units: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """How much is to be trained, and where by-layer curves have to fall because a layer has nothing left."""
+        runs, rounds = sum(map(len, self.runs.values())), max(map(len, self.counts.values()))
+        words = f"{runs} runs, {rounds} rounds at most"
+        here, there = self._emptied(self.figure.units), self._emptied(self.published_units)
+        if here is None or here == there:
+            return words
+        place = "nowhere in this figure" if there is None else f"at {there:.2f}"
+        return (
+            f"{words}\nBy layer, the narrowest is empty once {here:.2f} of the units are left: from there on accuracy "
+            f"is chance. At the paper's widths that comes {place}."
+        )
+
+    def _emptied(self, units: Sequence[int]) -> float | None:
+        """The fraction of units left at which a layer has none, where every layer loses at least one a round."""
+        shown = self.figure
+        if not any(name.endswith("_layer") for name in self.runs):
+            return None
+        left = _by_round(units, shown.amount, shown.stop, layer=True)
+        return next((sum(each) / sum(units) for each in left if 0 in each), None)
 
     def fractions(self, rounds: pd.DataFrame) -> pd.DataFrame:
         """The rounds of these runs with two more columns: ``units_left`` (masked layers only), ``fraction`` of them."""
@@ -303,12 +326,18 @@ def left_after_rounds(
 
     Source: section 3.2 of the paper and its code: 80, 64, 52, 42, 34, 28, ... for two layers of 40 at p = 0.2.
     """
-    left = list(units) if layer else [sum(units)]
-    found = [sum(units)]
-    while found[-1] > stop * found[0] and found[-1] > 0:
+    return [sum(left) for left in _by_round(units, amount, stop, layer=layer, one=one)]
+
+
+def _by_round(
+    units: Sequence[int], amount: float, stop: float, *, layer: bool = False, one: bool = False
+) -> Iterator[list[int]]:
+    """Units that each round has, of each layer, or of all together."""
+    left, least = list(units) if layer else [sum(units)], stop * sum(units)
+    yield left
+    while sum(left) > max(least, 0):
         left = [n - min(n, 1 if one else max(1, int(amount * n))) for n in left]
-        found.append(sum(left))
-    return found
+        yield left
 
 
 def dropnet(
@@ -370,7 +399,7 @@ def dropnet(
     layers = _VGG if shown.model == "dropnet_vgg19" else _CHANNELS.get(shown.model, ())
     model = Model(shown.model, tuple(hidden) or shown.hidden, "glorot_uniform")
     part = train_size or hidden or data or (train.epochs, train.patience) != (100, published)
-    study = Study(shown, as_published=not part)
+    study = Study(shown, as_published=not part, published_units=FIGURES[figure].units)
     for name, (metric, scope, amount, one, new_draw) in _curves(shown).items():
         by_layer = scope == "layer"
         counts = left_after_rounds(shown.units, amount, shown.stop, layer=by_layer, one=one)
