@@ -416,3 +416,16 @@ def test_what_was_requested_stands_against_what_was_achieved():
     assert picture.alt.endswith("Largest difference: a 0.0000; b 0.1000.")
     with pytest.raises(PrunelabError, match="requested"):
         plots.requested_against_achieved(rows.assign(sparsity=math.nan))
+
+
+@pytest.mark.parametrize(("letters", "columns"), [(10, 4), (36, 2), (42, 1)])
+def test_the_legend_gives_way_to_a_long_title(letters, columns):
+    with pictures.canvas(size=(9, 3), title="m" * letters) as (picture, axes):
+        lines = [axes[0, 0].plot([0, 1])[0] for _ in range(4)]
+        picture.key(lines, ["ours", "theirs", "reported", "random"], columns=4)
+    picture.png(picture.dpi)
+    (legend,) = picture.legends
+    beside = {round(text.get_window_extent().x0) for text in legend.texts}
+    title = next(text for text in picture.texts if text.get_text().startswith("m"))
+    assert (len(beside), len(legend.texts)) == (columns, 4)
+    assert title.get_window_extent().x1 < legend.get_window_extent().x0

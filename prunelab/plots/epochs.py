@@ -63,7 +63,7 @@ def training(epochs: pd.DataFrame, *, band: tuple[float, float] | None = BAND, *
         for top, bottom in axes.T:
             _label_events(top, events)
             bottom.set_xlabel("epoch")
-        picture.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        picture.key(*axes[0, 1].get_legend_handles_labels(), columns=3)
         picture.alt = _words(frame, parts, events)
     return picture
 

@@ -64,6 +64,6 @@ def ours_and_reported(
         axes[0, 0].set_yticks(range(len(names)), names)
         axes[0, 0].invert_yaxis()
         both = {"ours": ours} | ({"reported": ring} if points["reported"].notna().any() else {})
-        picture.legend(both.values(), both.keys(), loc="outside upper right", ncols=2)
+        picture.key(both.values(), both, columns=2)
         picture.alt = " ".join(words)
     return picture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -77,6 +78,18 @@ class Picture(Figure):
         """Draw; ticks that are made only now take this picture's colours, not those of the moment."""
         with style.context(stylesheet(self.look)):
             super().draw(renderer)
+
+    def key(self, handles: Iterable[Any], names: Iterable[str], columns: int) -> None:
+        """The legend at the upper edge, beside the title: in fewer columns than asked for where both would overlap."""
+        handles, names = list(handles), list(names)
+        title = self._suptitle.get_window_extent().x1 if self.get_suptitle() else 0
+        for rows in range(math.ceil(len(names) / columns), len(names) + 1):
+            legend = self.legend(
+                handles, names, loc="outside upper right", ncols=min(columns, math.ceil(len(names) / rows))
+            )
+            if title + legend.get_window_extent().width < 0.98 * self.bbox.width or rows == len(names):
+                break
+            legend.remove()
 
     def png(self, dpi: float | None = None) -> bytes:
         """The picture as a PNG without date or version in it: the same numbers give the same bytes."""

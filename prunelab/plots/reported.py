@@ -58,7 +58,7 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
                 ax.set_xlabel("fraction of units left")
                 ax.tick_params(labelbottom=True)
         handles, labels = everything.get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside upper right", ncols=min(len(names), 6))
+        picture.key(handles, labels, columns=6)
         picture.alt = " ".join(words)
     return picture
 

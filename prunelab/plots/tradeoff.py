@@ -125,7 +125,7 @@ def forms(rows: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
             words.append(
                 f"{network}: " + ", ".join(f"{r.form} {100 * r.test_accuracy:.1f} %" for r in own.itertuples())
             )
-        picture.legend([handles[name] for name in names], names, loc="outside upper right", ncols=4)
+        picture.key([handles[name] for name in names], names, columns=4)
         picture.alt = "Accuracy against cost for each form of each network. " + "; ".join(words) + "."
     return picture
 
