@@ -83,8 +83,7 @@ def index() -> dict[str, Any]:
 
 def _row(artefact: papers.Artefact) -> str:
     facts = gallery.saved(artefact.figure)
-    found = [entry["verdict"] for entry in (facts or {}).get("claims") or []]
-    outcome = f"{tables.summary(found)} ({facts['preset']})" if facts else "not made yet"
+    outcome = f"{tables.summary(tables.outcomes(facts))} ({facts['preset']})" if facts else "not made yet"
     cells = [f"[{artefact.title}]({artefact.notebook})", artefact.claim, outcome]
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 

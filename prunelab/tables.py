@@ -198,6 +198,11 @@ def summary(found: Iterable[str]) -> str:
     return f"{SIGNS[worst]} " + ", ".join([f"{counts.get(CONFIRMED, 0)} of {total} confirmed", *rest])
 
 
+def outcomes(facts: Mapping[str, Any] | None) -> list[str]:
+    """The verdicts that were saved with an artefact, one for each claim; of one that was never made, none."""
+    return [entry["verdict"] for entry in (facts or {}).get("claims") or []]
+
+
 def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
     """What lies under ``figures/``, one row per artefact with minutes and verdict.
 
@@ -213,7 +218,7 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
     rows, numbers = [], []
     for artefact in artefacts:
         facts = saved(artefact.figure) or {}
-        found = [entry["verdict"] for entry in facts.get("claims") or []]
+        found = outcomes(facts)
         preset, minutes = facts.get("preset"), facts.get("minutes")
         known = {
             "minutes": MISSING if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
@@ -246,7 +251,7 @@ def by_paper() -> Table:
     rows, numbers = [], []
     for paper in papers.papers():
         facts = [saved(artefact.figure) for artefact in papers.artefacts(paper.key)]
-        found = [entry["verdict"] for one in facts if one for entry in one.get("claims") or []]
+        found = [verdict for one in facts for verdict in outcomes(one)]
         counts = {verdict.split(" (")[0]: found.count(verdict) for verdict in SIGNS}
         made = sum(map(bool, facts))
         name = paper.title.partition(":")[0]

@@ -84,9 +84,7 @@ class Picture(Figure):
         handles, names = list(handles), list(names)
         title = self._suptitle.get_window_extent().x1 if self.get_suptitle() else 0
         for rows in range(math.ceil(len(names) / columns), len(names) + 1):
-            legend = self.legend(
-                handles, names, loc="outside upper right", ncols=min(columns, math.ceil(len(names) / rows))
-            )
+            legend = self.legend(handles, names, loc="outside upper right", ncols=math.ceil(len(names) / rows))
             if title + legend.get_window_extent().width < 0.98 * self.bbox.width or rows == len(names):
                 break
             legend.remove()

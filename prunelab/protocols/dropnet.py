@@ -333,9 +333,9 @@ def _by_round(
     units: Sequence[int], amount: float, stop: float, *, layer: bool = False, one: bool = False
 ) -> Iterator[list[int]]:
     """Units that each round has, of each layer, or of all together."""
-    left, least = list(units) if layer else [sum(units)], stop * sum(units)
+    left = list(units) if layer else [sum(units)]
     yield left
-    while sum(left) > max(least, 0):
+    while sum(left) > stop * sum(units):
         left = [n - min(n, 1 if one else max(1, int(amount * n))) for n in left]
         yield left
 
