@@ -10,7 +10,6 @@ optimiser state pruned.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import math
@@ -160,6 +159,7 @@ class Member:
         if self.best is not None:
             self.model.load_state_dict(self.best)
             self.masks.apply_(self.model)
+            self.version += 1  # a narrowed copy in a stack still has the last weights
 
     def change(self, model: nn.Module, masks: Masks, moments: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
         """Go on with other weights, shapes or masks.
@@ -292,6 +292,8 @@ class Population:
 
     def evaluate(self, members: Sequence[Member], split: Split) -> list[Evaluation]:
         """Measure every member on a part of the data, in evaluation mode."""
+        if not members:  # in most epochs nobody asks, and the stacks stay as they are
+            return []
         alike = _alike(members)
         done: dict[int, Evaluation] = {}
         for stack in self._plan([first for first, *_ in alike]):
@@ -449,7 +451,8 @@ class _Lockstep:
             if not math.isfinite(mean[run]):
                 bad = int((~history[:, run].isfinite()).nonzero()[0]) + 1
                 member.failure = (
-                    f"the loss was not finite from batch {bad} of epoch {member.epoch} on; lower lr = {member.lr:g}"
+                    f"the loss was not finite from batch {bad} of epoch {member.epoch} on; "
+                    f"lower lr = {member.lr_of(member.epoch - 1):g}"
                 )
             accuracy = self.right[run].item() / samples if data.labelled else math.nan
             done[id(member)] = Epoch(mean[run], accuracy, seconds, runs)
@@ -632,8 +635,3 @@ def f1_macro(predicted: Tensor, y: Tensor, classes: int) -> float:
     confusion = torch.bincount(y * classes + predicted, minlength=classes * classes).view(classes, classes).double()
     hit, both = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
     return torch.where(both > 0, 2 * hit / both.clamp(min=1), both).mean().item()
-
-
-def snapshot(model: nn.Module) -> nn.Module:
-    """A copy that owns its storage, also while the model is in a stack."""
-    return copy.deepcopy(model)

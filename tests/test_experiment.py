@@ -211,6 +211,20 @@ def trained(monkeypatch):
     return seen
 
 
+def test_a_stack_is_made_once_for_a_whole_round(tmp_path, monkeypatch):
+    made, stack = [], train._Lockstep.__init__
+
+    def counted(self, members, parts):
+        made.append(len(members))
+        stack(self, members, parts)
+
+    monkeypatch.setattr(train._Lockstep, "__init__", counted)
+    run_all(
+        [run("magnitude", amount=0.5, rounds=1, seed=s) for s in (0, 1)], store=Store(tmp_path), jobs=1, progress=False
+    )
+    assert made == [2, 1, 1, 2]  # a round, each run alone right after its pruning, a round
+
+
 ADAM = Train(epochs=6, batch_size=32, lr=3e-3, optimiser="adam", augment="none", patience=4, restore_best=True)
 
 

@@ -199,6 +199,22 @@ def test_best_weights_come_back_only_when_asked(digits):
     assert all(torch.equal(value, best[name]) for name, value in weights(run).items())
 
 
+def test_best_weights_that_came_back_are_those_that_a_narrowed_network_is_measured_with(digits):
+    gone = torch.arange(20) < 8
+    run = member(train=Train(epochs=9, restore_best=True, batch_size=32))
+    run.masks = Masks({"hidden_1.weight": ~gone[:, None].expand(-1, 64), "hidden_1.bias": ~gone})
+    run.masks.apply_(run.model)
+    population = Population(digits)
+    population.epoch([run])
+    best = population.evaluate([run], digits.validation)[0]
+    run.observe(0.5)
+    population.epoch([run])
+    run.observe(0.6)
+    assert population.evaluate([run], digits.validation)[0] != best
+    run.restore_best()
+    assert population.evaluate([run], digits.validation)[0].loss == pytest.approx(best.loss, rel=1e-6)
+
+
 def test_learning_rate_falls_at_its_milestones():
     run = member(train=Train(epochs=9, lr=1.0, lr_milestones=(2, 4), lr_factor=0.1))
     rates = []
