@@ -269,12 +269,13 @@ def _interval(claim: Claim, ours: Any) -> tuple[float, float, float]:
         ) from None
 
 
-def verdicts(id: str, ours: Mapping[str, Any]) -> pd.DataFrame:
+def verdicts(id: str, ours: Mapping[str, Any], reported: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Every claim of an artefact beside our numbers.
 
     Args:
         id: of the artefact.
         ours: our number for each quantity; what is left out counts as not measured.
+        reported: the paper's number for quantities whose rule needs none, to stand beside ours; it decides nothing.
 
     Returns:
         claim (its id), text, source, rule, reported, tolerance, ours (mean; 1 or 0 for a truth value), interval (half
@@ -295,10 +296,10 @@ def verdicts(id: str, ours: Mapping[str, Any]) -> pd.DataFrame:
         value = ours.get(claim.quantity)
         verdict = judge(claim, value)
         mean, half, n = (math.nan,) * 3 if value is None else _interval(claim, value)
-        reported = math.nan if claim.reported is None else claim.reported
+        theirs = (reported or {}).get(claim.quantity, math.nan) if claim.reported is None else claim.reported
         rows.append({
-            "claim": claim.id, "text": claim.text, "source": claim.source, "rule": claim.rule, "reported": reported,
+            "claim": claim.id, "text": claim.text, "source": claim.source, "rule": claim.rule, "reported": theirs,
             "tolerance": claim.tolerance, "ours": mean, "interval": math.nan if math.isinf(half) else half, "n": n,
-            "difference": mean - reported, "verdict": verdict,
+            "difference": mean - theirs, "verdict": verdict,
         })  # fmt: skip
     return pd.DataFrame(rows)

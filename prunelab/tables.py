@@ -287,13 +287,14 @@ def _digits(row: Any) -> int:
 
 
 def _wanted(row: Any) -> str:
-    """The reported number as a condition on ours."""
+    """The reported number as a condition on ours; of an order the paper's own lead as well, where it is known."""
     reported, slack = f"{row.reported:,.10g}", f"{row.tolerance:g}" if row.tolerance else ""
+    order = f"> {f'-{slack}' if slack else 0}"
     return {
         "at_least": f"≥ {reported}{f' - {slack}' if slack else ''}",
         "at_most": f"≤ {reported}{f' + {slack}' if slack else ''}",
         "within": f"{reported}{f' ± {slack}' if slack else ''}",
-        "order": f"> {f'-{slack}' if slack else 0}",
+        "order": f"{row.reported:+,.{_digits(row)}f} ({order})" if math.isfinite(row.reported) else order,
         "shown": "yes",
     }[row.rule]
 

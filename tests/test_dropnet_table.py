@@ -43,7 +43,6 @@ def test_the_table_has_a_row_for_each_network_and_does_without_ours(tmp_path, mo
     rows = dropnet_table.networks()
     assert set(rows["figure"].value_counts()) == {6}
     assert rows["ours"].isna().all()
-    assert math.isnan(dropnet_table.most_spared(rows))
     text = str(dropnet_table.table(rows))
     assert "Model B, Conv 64-64, MNIST" in text
     first = rows[rows["figure"] == "Fig. 3"].iloc[0]
@@ -54,8 +53,31 @@ def test_the_table_has_a_row_for_each_network_and_does_without_ours(tmp_path, mo
     folder.mkdir()
     points(min=([0.98, 0.97, 0.975, 0.5], [0.95, 0.95, 0.95, 0.95])).to_csv(folder / "figure_03.csv")
     ours = dropnet_table.networks(["figure_03"])
-    assert dropnet_table.most_spared(ours) == 0.5
+    assert ours["ours"].max() == 0.5
     assert "50 (36)" in str(dropnet_table.table(ours))
+
+
+def test_a_network_that_learnt_little_has_no_share_of_ours():
+    found = dropnet_table.spared(points(min=([0.98] * 4, [0.48] * 4), max=([0.98] * 4, [0.5] * 4))).set_index(
+        "strategy"
+    )
+    assert math.isnan(found.loc["min", "ours"])
+    assert found.loc["max", "ours"] == found.loc["min", "reported"] == 0.5
+
+
+def test_the_caption_names_what_the_figures_were_made_with(tmp_path, monkeypatch):
+    facts = {
+        "figure_03": {"preset": "quick", "n": "10 seeds", "data": ["MNIST"], "hardware": "cpu"},
+        "figure_04": {"preset": "quick", "n": "5 seeds", "data": ["MNIST, 2,000 training samples"], "hardware": "cpu"},
+    }
+    monkeypatch.setattr(dropnet_table.gallery, "saved", lambda artefact: facts.get(artefact.split("/")[1]))
+    rows = pd.DataFrame({"artefact": ["dropnet/figure_03", "dropnet/figure_04", "dropnet/figure_05"], "ours": 0.5})
+    assert dropnet_table.sources(rows) == {
+        "n": "5 seeds to 10 seeds",
+        "interval": "",
+        "data": ["MNIST", "MNIST, 2,000 training samples"],
+        "hardware": "cpu",
+    }
 
 
 @pytest.mark.parametrize("wrong", ["figure_33", "figure_18"])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prunelab import papers, stats
+from prunelab import papers, stats, tables
 from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Claim, PapersError
 
 
@@ -98,7 +98,7 @@ def test_every_artefact_of_the_package_has_a_paper_three_presets_and_its_own_nam
     for artefact in papers.artefacts():
         assert artefact.notebook == f"{artefact.id}.ipynb"
         assert artefact.figure == artefact.id
-        assert artefact.claims, artefact.id
+        assert artefact.claims or "is our own" in artefact.note, artefact.id
         assert artefact.parameters("smoke")["preset"] == "smoke"
     assert {a.id for a in papers.artefacts("dyprune")} >= {"dyprune/rate", "dyprune/claim_98"}
 
@@ -173,3 +173,14 @@ def test_parameters_keep_the_types_they_were_written_in(tmp_path):
     _, (artefact,) = papers.read(written(tmp_path, entry(more=more)))
     values = artefact.parameters("smoke")
     assert [type(values[name]) for name in "abcd"] == [int, float, bool, list]
+
+
+def test_the_papers_own_lead_stands_beside_ours_and_decides_nothing():
+    ours = interval(0.02, 0.005, 5)
+    judged = papers.verdicts("dropnet/figure_03", {"random_over_max": ours}, {"random_over_max": 0.281})
+    row = judged[judged["claim"] == "random_over_max"].iloc[0]
+    assert (row["reported"], row["verdict"]) == (0.281, CONFIRMED)
+    assert row["difference"] == pytest.approx(-0.261)
+    shown = tables.verdicts(judged).frame.set_index("claim").loc["random does better than max."]
+    assert shown["reported"] == "+0.2810 (> 0)"
+    assert judged.set_index("claim").loc["agreeing", "reported"] == 0.9

@@ -73,6 +73,32 @@ def test_every_claim_asks_for_a_number_that_the_study_can_give(name):
     assert set(part.numbers(rounds, points)) == set(given) - {"agreeing"}
 
 
+def test_the_reported_curves_give_the_same_numbers():
+    study = dropnet("figure_07", 1)
+    found = study.reported_numbers()
+    theirs = reported("dropnet", "Fig 7").set_index(["strategy", "fraction"])["value"]
+    # By layer the last point, 4 of 96 units, has an empty layer and is at chance: with it the lead is -0.047.
+    gone = {name: own.droplevel(0).sort_index()[1:-1] for name, own in theirs.groupby(level=0)}
+    at = gone["random_layer"].index.to_numpy()
+    lead_ = gone["random_layer"].to_numpy() - np.interp(at, gone["random"].index, gone["random"])
+    assert found["random_layer_over_random"] == pytest.approx(lead_.mean(), abs=2e-3)
+    assert set(found) == {c.quantity for c in papers.artefact("dropnet/figure_07").claims} - {"agreeing"}
+    assert dropnet("figure_05", 1).reported_numbers() == {}
+    assert dropnet("figure_12", 1).reported_numbers()["kept"] == pytest.approx(-0.052, abs=5e-4)  # of min_layer
+
+
+def test_points_where_a_layer_has_to_be_empty_say_nothing_about_a_metric():
+    study = dropnet("supplement_figure_21", 1, hidden=(2, 32))
+    curves = {name: [0.9, 0.5, 0.1] for name in study.runs} | {"apoz_layer": [0.9, 0.4, 0.8]}
+    rows = [
+        {"strategy": name, "seed": 0, "round": r, "test_accuracy": value}
+        for name, own in curves.items()
+        for r, value in enumerate(own)
+    ]
+    found = study.numbers(study.fractions(pd.DataFrame(rows)), pd.DataFrame())
+    assert found["min_layer_over_apoz_layer"].mean == pytest.approx(0.1)  # 29 of 34 units; at 27 a layer is empty
+
+
 def test_without_patience_only_the_budget_ends_a_training():
     train = dropnet("figure_09", 1, epochs=7, patience=0).runs["min"][0].train
     assert (train.epochs, train.patience, train.validate_every_epoch) == (7, None, False)

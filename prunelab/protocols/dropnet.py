@@ -15,8 +15,11 @@ from prunelab.settings import Data, Model, Prune, Run, Train
 if TYPE_CHECKING:
     import pandas as pd
 
+    from prunelab.stats import Interval
+
 METRICS = ("min", "max", "random", "min_layer", "max_layer", "random_layer")
 _WORDS = {"min": "minimum", "max": "maximum", "random": "random", "apoz": "apoz"}
+_CLOSE = 1e-3  # fractions that are the same point: reported ones are rounded
 _NEW_DRAW = 20  # the paper's code draws the other initialisation with seed + 20
 _CHANNELS = {"dropnet_c": ("conv_1", "conv_2", "conv_3", "conv_4")}  # its fully connected layer is not masked
 _VGG = tuple(f"conv_{stage}_{i}" for stage, depth in enumerate((2, 2, 4, 4, 4), 1) for i in range(1, depth + 1))
@@ -39,9 +42,9 @@ class Figure:
         reported: the figure under which ``references`` has the curves; "": none.
         metrics: the curves.
         order: the curves from best to worst, as the text has them.
-        poor: curves, each with the fraction from which on down the text calls it poor.
-        spare: the fraction of units left down to which, in the text, no accuracy is lost.
-        alike: two curves that the text calls equal, and the fraction down to which.
+        poor: curves, each with the fraction from which on down the text calls it poor, and one that is not.
+        spare: the fraction of units left down to which, in the text, the best curve loses no accuracy.
+        alike: pairs of curves that the text calls equal, and the fraction down to which.
     """
 
     kind: Literal["metrics", "oracle", "initialisation", "fractions", "apoz"]
@@ -55,9 +58,16 @@ class Figure:
     reported: str = ""
     metrics: tuple[str, ...] = METRICS
     order: tuple[str, ...] = ()
-    poor: tuple[tuple[str, float], ...] = ()
+    poor: tuple[tuple[str, float, str], ...] = ()
     spare: float | None = None
-    alike: tuple[str, str, float] | None = None
+    alike: tuple[tuple[str, str, float], ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Curves of which the text calls the first the better one, or no worse."""
+        if self.kind == "apoz":
+            return [("min", "apoz"), ("min_layer", "apoz_layer")]
+        return list(itertools.pairwise(self.order))
 
 
 def _chain(kind: str, data: str, model: str, hidden: tuple[int, ...], reported: str = "", **more: object) -> Figure:
@@ -81,7 +91,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 3",
         stop=0.05,
         order=("min_layer", "min", "random_layer", "max_layer", "random", "max"),
-        poor=(("max", 0.5),),
+        poor=(("max", 0.5, "random"),),
         spare=0.4,
     ),
     "figure_04": _chain(
@@ -94,7 +104,7 @@ FIGURES: dict[str, Figure] = {
         (40, 20),
         stop=0.05,
         order=("min", "random_layer", "random", "max_layer", "max"),
-        poor=(("max", 0.6),),
+        poor=(("max", 0.6, "random"),),
         spare=0.4,
     ),
     "figure_06": _chain(
@@ -105,7 +115,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 6",
         stop=0.0157,
         order=("min_layer", "random_layer", "min", "random", "max_layer", "max"),
-        poor=(("max", 0.3),),
+        poor=(("max", 0.3, "random"),),
         spare=0.1,
     ),
     "figure_07": _chain(
@@ -116,7 +126,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 7",
         stop=0.0417,
         order=("min", "min_layer", "random_layer", "random", "max_layer", "max"),
-        poor=(("max", 0.5),),
+        poor=(("max", 0.5, "random"),),
         spare=0.1,
     ),
     "figure_08": _chain(
@@ -126,11 +136,18 @@ FIGURES: dict[str, Figure] = {
         (64, 32),
         stop=0.0417,
         order=("min", "min_layer", "random", "random_layer", "max_layer", "max"),
-        poor=(("max", 0.2),),
+        poor=(("max", 0.2, "random"),),
         spare=0.1,
     ),
     "figure_09": _chain(
-        "metrics", "cifar10", "dropnet_c", _SMALL_C, "Fig 9", order=_ORDER_C, alike=("min", "min_layer", 0.5), spare=0.5
+        "metrics",
+        "cifar10",
+        "dropnet_c",
+        _SMALL_C,
+        "Fig 9",
+        order=_ORDER_C,
+        alike=(("min", "min_layer", 0.5),),
+        spare=0.5,
     ),
     "figure_10": _chain(
         "metrics",
@@ -139,7 +156,7 @@ FIGURES: dict[str, Figure] = {
         (128, 128, 256, 256),
         "Fig 10",
         order=_ORDER_C,
-        alike=("min", "min_layer", 0.5),
+        alike=(("min", "min_layer", 0.5),),
         spare=0.5,
     ),
     "figure_11": Figure(
@@ -155,21 +172,45 @@ FIGURES: dict[str, Figure] = {
         **_VGG19,
         reported="Fig 12",
         order=("min_layer", "random_layer", "random", "max_layer", "min", "max"),
-        poor=(("max", 0.5), ("max_layer", 0.2)),
+        poor=(("max", 0.5, "random"), ("max_layer", 0.2, "min_layer")),  # at 0.2 random is at chance as well
         spare=0.2,
     ),
     "figure_13": _chain("oracle", "mnist", "dropnet_a", (20, 20), "Fig 13", order=("oracle", "min", "random", "max")),
     "figure_14": _chain(
-        "oracle", "mnist", "dropnet_b", (20, 20), "Fig 14", alike=("oracle", "min", 0.1), poor=(("max", 0.4),)
+        "oracle",
+        "mnist",
+        "dropnet_b",
+        (20, 20),
+        "Fig 14",
+        alike=(("oracle", "min", 0.1), ("min", "random", 0.1)),
+        poor=(("max", 0.4, "random"),),
     ),
     "figure_15": _chain(
-        "initialisation", "mnist", "dropnet_a", (20, 20), "Fig 15", metrics=("min",), alike=("min", "randominit", 0.3)
+        "initialisation",
+        "mnist",
+        "dropnet_a",
+        (20, 20),
+        "Fig 15",
+        metrics=("min",),
+        alike=(("min", "randominit", 0.3),),
     ),
     "figure_16": _chain(
-        "initialisation", "mnist", "dropnet_b", (64, 64), "Fig 16", metrics=("min",), alike=("min", "randominit", 0.3)
+        "initialisation",
+        "mnist",
+        "dropnet_b",
+        (64, 64),
+        "Fig 16",
+        metrics=("min",),
+        alike=(("min", "randominit", 0.3),),
     ),
     "figure_17": _chain(
-        "initialisation", "cifar10", "dropnet_c", _SMALL_C, "Fig 17", metrics=("min",), alike=("min", "randominit", 0.3)
+        "initialisation",
+        "cifar10",
+        "dropnet_c",
+        _SMALL_C,
+        "Fig 17",
+        metrics=("min",),
+        alike=(("min", "randominit", 0.3),),
     ),
     "figure_18": _chain(
         "fractions",
@@ -178,7 +219,7 @@ FIGURES: dict[str, Figure] = {
         (20, 20),
         "Fig 18",
         metrics=("min",),
-        alike=("0.2", "0.5", 0.3),
+        alike=(("0.2", "0.5", 0.3),),
         order=("0.2", "0.5"),
     ),
     "figure_19": _chain(
@@ -189,7 +230,7 @@ FIGURES: dict[str, Figure] = {
         "Fig 19",
         stop=0.0079,
         metrics=("min",),
-        alike=("0.2", "0.5", 0.3),
+        alike=(("0.2", "0.5", 0.3),),
         order=("0.2", "0.5"),
     ),
     "figure_20": _chain(
@@ -199,7 +240,7 @@ FIGURES: dict[str, Figure] = {
         _SMALL_C,
         "Fig 20",
         metrics=("min",),
-        alike=("0.2", "0.5", 0.3),
+        alike=(("0.2", "0.5", 0.3),),
         order=("0.2", "0.5"),
     ),
     "supplement_figure_02": _chain("metrics", "cifar10", "dropnet_c", _SMALL_C, "Supp Fig 2", **_TRAIN),
@@ -224,9 +265,9 @@ FIGURES: dict[str, Figure] = {
     "supplement_figure_18": Figure(**_TINY, **_VGG19, reported="Supp Fig 18", **_TRAIN),
     "supplement_figure_19": Figure(**_TINY, **_VGG19, reported="Supp Fig 19"),
     "supplement_figure_20": Figure(**_APOZ, **_RESNET, reported="Supp Fig 20", **_TRAIN),
-    "supplement_figure_21": Figure(**_APOZ, **_RESNET, reported="Supp Fig 21", order=("min", "apoz")),
+    "supplement_figure_21": Figure(**_APOZ, **_RESNET, reported="Supp Fig 21"),
     "supplement_figure_22": Figure(**_APOZ, **_VGG19, reported="Supp Fig 22", **_TRAIN),
-    "supplement_figure_23": Figure(**_APOZ, **_VGG19, reported="Supp Fig 23", order=("min_layer", "apoz_layer")),
+    "supplement_figure_23": Figure(**_APOZ, **_VGG19, reported="Supp Fig 23"),
 }
 
 
@@ -264,7 +305,7 @@ class Study:
     def _emptied(self, units: Sequence[int]) -> float | None:
         """The fraction of units left at which a layer has none, where every layer loses at least one a round."""
         shown = self.figure
-        if not any(name.endswith("_layer") for name in self.runs):
+        if not any(name.endswith("_layer") for name in _curves(shown)):
             return None
         left = _by_round(units, shown.amount, shown.stop, layer=True)
         return next((sum(each) / sum(units) for each in left if 0 in each), None)
@@ -289,25 +330,41 @@ class Study:
 
         Returns:
             ``agreeing``: of ``reported_curves.agreeing``, unless the runs are not as published: a part of the data
-            gives other levels, which contradicts nothing. ``a_over_b``: the paired lead of one curve over the next in
-            the text's order. ``random_over_x_when_poor``, ``kept`` (pruned - dense at the spare fraction) and
-            ``a_beside_b``, where the text says something of the kind.
+            gives other levels, which contradicts nothing. And of the curves: ``a_over_b``, the paired lead of one over
+            the next in the text's order; ``a_over_x_when_poor``; ``kept``, pruned - dense at the spare fraction, of the
+            better one of min and min_layer in the text; ``a_beside_b``; where the text says something of the kind.
+        """
+        agreeing = {"agreeing": curves.agreeing(points)} if self.figure.reported and self.as_published else {}
+        return agreeing | self._of_curves(rounds, self.figure.units)
+
+    def reported_numbers(self) -> dict[str, float]:
+        """The same numbers of the reported curves; of those that could not be read, none."""
+        shown = self.figure
+        theirs = curves.reported("dropnet", shown.reported).rename(columns={"value": shown.measure}).assign(seed=0)
+        return {name: each.mean for name, each in self._of_curves(theirs, self.published_units).items()}
+
+    def _of_curves(self, rounds: pd.DataFrame, units: Sequence[int]) -> dict[str, Interval]:
+        """What is said of curves, as numbers, from our rounds or from the reported points.
+
+        Where each layer loses at least one unit a round, a layer runs empty by the rule, whatever the metric: those
+        points say nothing about it, and are left out.
         """
         shown, y, found = self.figure, self.figure.measure, {}
+        if (empty := self._emptied(units)) is not None:
+            rounds = rounds[~rounds["strategy"].str.endswith("_layer") | (rounds["fraction"] > empty + _CLOSE)]
         there = set(rounds["strategy"])
-        if shown.reported and self.as_published:
-            found["agreeing"] = curves.agreeing(points)
-        for first, second in itertools.pairwise(shown.order):
+        for first, second in shown.pairs:
             if {first, second} <= there:
                 found[f"{_plain(first)}_over_{_plain(second)}"] = curves.lead(rounds, first, second, y)
-        for name, fraction in shown.poor:
-            if {"random", name} <= there:
-                found[f"random_over_{name}_when_poor"] = curves.lead(rounds, "random", name, y, high=fraction)
-        if shown.alike and {*shown.alike[:2]} <= there:
-            first, second, fraction = shown.alike
-            found[f"{_plain(first)}_beside_{_plain(second)}"] = curves.lead(rounds, first, second, y, low=fraction)
-        if shown.spare is not None and "min" in there:
-            lost = curves.loss_at(rounds, "min", shown.spare, y)
+        for name, fraction, other in shown.poor:
+            if {other, name} <= there:
+                found[f"{other}_over_{name}_when_poor"] = curves.lead(rounds, other, name, y, high=fraction)
+        for first, second, fraction in shown.alike:
+            if {first, second} <= there:
+                found[f"{_plain(first)}_beside_{_plain(second)}"] = curves.lead(rounds, first, second, y, low=fraction)
+        best = next((name for name in shown.order if name in ("min", "min_layer")), "min")
+        if shown.spare is not None and best in there:
+            lost = curves.loss_at(rounds, best, shown.spare, y)
             found["kept"] = dataclasses.replace(lost, mean=-lost.mean)
         return found
 
