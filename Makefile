@@ -4,13 +4,12 @@
 # make lint        format, style, imports, notebooks make clean       remove what make and Python left, but not runs/
 #
 # A second make installs nothing, so it needs no network. Variables: PYTHON=python3.12 VENV=.venv PAPER=dropnet
-# PRESET=smoke|quick|paper JOBS=notebooks at a time TESTERS=test processes.
+# PRESET=smoke|quick|paper JOBS=processes that train; one per core without it TESTERS=test processes.
 
 PYTHON ?= python3
 VENV ?= .venv
 PAPER ?= dyprune
 PRESET ?= quick
-JOBS ?= 1
 TESTERS ?= 2
 
 BIN := $(VENV)/bin
@@ -37,7 +36,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(STAMP)
-	@$(BIN)/prunelab reproduce --paper $(PAPER) --preset $(PRESET) --jobs $(JOBS)
+	@$(BIN)/prunelab reproduce --paper $(PAPER) --preset $(PRESET) $(if $(JOBS),--jobs $(JOBS))
 	@$(BIN)/prunelab verify
 
 test: $(STAMP)

@@ -67,9 +67,8 @@ def summary(patterns: pd.DataFrame, by: Sequence[str] = ("network", "layer")) ->
 
     Returns:
         One row per group: ``units``; ``firing_units``: those that fire for any sample; ``firing``: mean over them and
-        the classes; ``selected_classes``: mean
-        number of classes for which such a unit fires at more than half of the rate of
-        its favourite (our own measure of how selective units are).
+        the classes; ``selected_classes``: mean number of classes for which such a unit fires at half of the rate of
+        its favourite or more (our own measure of how selective units are).
     """
     rows = []
     for keys, own in patterns.groupby(list(by), sort=False):

@@ -43,20 +43,22 @@ def checklist(rounds: pd.DataFrame, by: str = "strategy") -> Table:
     budgets = pruned[~anew].groupby(["id", "round"])["epoch"].max().groupby(level="round").nunique()
     names = {str(name).split(",")[0] for name in rounds[by].unique()}
     foreign = [str(name) for name in rounds[by].unique() if "layers as" in str(name)]
-    both = pruned[["compression_ratio", "effective_macs"]].notna().all(axis=None)
+    both = len(pruned) > 0 and pruned[["compression_ratio", "effective_macs"]].notna().all(axis=None)
+    raw = rounds["test_accuracy"].notna().all() and not rounds.duplicated([by, "id", "round"]).any()
     dense = whole.groupby(["data", "model", "seed"])["test_accuracy"].nunique()
+    baseline, budget = (len(counts) > 0 and bool((counts == 1).all()) for counts in (dense, budgets))
     rows = [
         (len(pairs) >= 3, "three or more pairs of data and architecture", f"{len(pairs)}: {_pairs(pairs)}"),
         (fewest >= 5, "compressions 2, 4, 8, 16, 32", f"the least of a method: {fewest} of 5 (within 15 %)"),
         (bool(both), "compression and multiply-accumulates of every network", "weights kept and effective MACs"),
         (seeds >= 3, "several seeds with their spread", f"{seeds} seeds; mean, 95 % t interval and every run"),
-        (bool((dense == 1).all()), "one dense baseline for all", "same seed, same network before the first pruning"),
-        (bool((budgets == 1).all()), "one training budget for all", "epochs up to each round, recovery included"),
+        (baseline, "one dense baseline for all", "same seed, same network before the first pruning"),
+        (budget, "one training budget for all", "epochs up to each round, recovery included"),
         ({"random", "magnitude"} <= names or {"random units", "L1 units"} <= names or {"random", "L1"} <= names,
          "random and magnitude pruning beside them", "global"),
         (bool(foreign), "both with the layer proportions of the method", f"{len(foreign)} such controls"),
         (any("new weights" in str(name) for name in rounds[by].unique()), "the masks on new weights", "and shuffled"),
-        (True, "raw accuracies", "one row per run and round beside the picture"),
+        (bool(raw), "raw accuracies", "one row per run and round beside the picture"),
     ]  # fmt: skip
     numbers = pd.DataFrame(rows, columns=["kept", "point", "found"])
     shown = numbers.assign(kept=["✓" if kept else "✗" for kept in numbers["kept"]]).rename(columns={"kept": ""})

@@ -31,6 +31,7 @@ from prunelab import __version__, paths
 from prunelab.errors import PrunelabError, nearest
 
 if TYPE_CHECKING:
+    from prunelab.reproduce import Job
     from prunelab.tables import Table
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
@@ -64,7 +65,7 @@ def reproduce(
     Args:
         artefacts: ids as `prunelab list` shows them, parts of ids, papers, or all.
         paper: all artefacts of a paper; those whose data is not at hand are passed over.
-        preset: smoke takes seconds, quick minutes on two cores, paper is the paper's protocol.
+        preset: smoke takes seconds, quick minutes to two hours on two cores, paper is the protocol of the paper.
         p: a parameter of the notebooks; may be given several times.
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
@@ -161,7 +162,7 @@ def _fitted(table: Table) -> str:
     return table.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
-def _run(head: str, job: object) -> bool:
+def _run(head: str, job: Job) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
     from prunelab import notebook_runner, progress
 
@@ -172,12 +173,7 @@ def _run(head: str, job: object) -> bool:
         thread = threading.Thread(target=_watch, args=(head, ticks, begin, over), daemon=True)
         thread.start()
         try:
-            notebook_runner.run(
-                job.notebook,  # type: ignore[attr-defined]
-                job.executed,  # type: ignore[attr-defined]
-                job.parameters,  # type: ignore[attr-defined]
-                environment={progress.VARIABLE: str(ticks)},
-            )
+            notebook_runner.run(job.notebook, job.executed, job.parameters, environment={progress.VARIABLE: str(ticks)})
             line, ended = f"{head}: done in {_clock(time.monotonic() - begin)}", True
         except notebook_runner.NotebookFailed as error:
             line = f"{head}: FAILED: {error}"
@@ -186,7 +182,7 @@ def _run(head: str, job: object) -> bool:
             thread.join()
     print(f"{_CLEAR}{line}", flush=True)
     if ended:
-        job.remember()  # type: ignore[attr-defined]
+        job.remember()
     return ended
 
 
@@ -194,7 +190,7 @@ _CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 
 
 def _watch(head: str, ticks: Path, begin: float, over: threading.Event) -> None:
-    """What the notebook is doing: on a terminal a line that is rewritten, elsewhere one line a minute."""
+    """What the notebook is doing: on a terminal a line that is rewritten, elsewhere a line every 30 s."""
     from prunelab import progress
 
     lively = sys.stdout.isatty()

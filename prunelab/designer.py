@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-import traceback
 from typing import TYPE_CHECKING, Any
 
+from prunelab.errors import as_output
 from prunelab.plots.layers import schedule_curves
 from prunelab.plots.pictures import Look, Picture
 from prunelab.schedules import Ramp
@@ -118,9 +118,7 @@ class ScheduleDesigner(widgets.VBox):
             )
         except Exception as error:
             parts, self._failure = ("", "", ""), self._failure or error
-            trace = traceback.format_exception(error)
-            shown = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": trace}
-            self.errors.outputs = (shown,)
+            self.errors.outputs = (as_output(error),)
             raise
         finally:
             self.sentence.value, self.picture.value, self.code.value = parts

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
+from typing import Any
 
 
 class PrunelabError(ValueError):
     """Bad input, a missing file or a machine that lacks something; the message is one line with the remedy in it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" :.")
+
+
+def as_output(error: BaseException, trace: list[str] | None = None) -> dict[str, Any]:
+    """An error as an ``Output`` widget shows it, with its own trace, or the ``trace`` that it had elsewhere."""
+    lines = trace or traceback.format_exception(error)
+    return {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": lines}
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:

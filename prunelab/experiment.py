@@ -29,6 +29,7 @@ from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.memory import keep_freed_memory
 from prunelab.progress import shown, tick
+from prunelab.provenance import cores
 from prunelab.pruners.during import DuringTraining
 from prunelab.results import Store
 from prunelab.running import Running
@@ -62,6 +63,13 @@ class Results:
     failed: dict[str, str]
     strategies: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, runs: Sequence[Run], store: Store, trained: int, strategies: dict[str, list[str]]) -> Results:
+        """Of runs that are in the store now, of which so many were trained now."""
+        ids = [run.id for run in runs]
+        failed = {id_: store.place(id_).reason() or "" for id_ in ids if store.status(id_) == "failed"}
+        return cls(ids, store, len(ids) - trained, trained, failed, strategies)
+
     @property
     def rounds(self) -> pd.DataFrame:
         """One row per run and round."""
@@ -76,7 +84,8 @@ class Results:
     def last(self) -> pd.DataFrame:
         """The last round of every run; ``epochs``, ``seconds`` and ``prune_seconds`` are those of all its rounds."""
         rounds = self.rounds
-        last = rounds.loc[rounds.groupby("id")["round"].idxmax().sort_values()].reset_index(drop=True)
+        each = [*(["strategy"] if self.strategies else []), "id"]  # a run may stand under several names
+        last = rounds.loc[rounds.groupby(each)["round"].idxmax().sort_values()].reset_index(drop=True)
         spent = rounds.drop_duplicates(["id", "round"]).groupby("id")[["epochs", "seconds", "prune_seconds"]].sum()
         return last.assign(**{name: last["id"].map(column) for name, column in spent.items()})
 
@@ -118,14 +127,7 @@ def run_all(
     Raises:
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
-    named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
-    if bare := [name for name, group in named.items() if not group]:
-        raise PrunelabError(f"no runs of {bare[0]!r} were asked for: should be at least one; is the number of seeds 0?")
-    runs = list({run.id: run for run in (itertools.chain(*named.values()) if named else runs)}.values())
-    if not runs:
-        raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")
-    if jobs is not None and jobs < 1:
-        raise PrunelabError(f"jobs = {jobs}: should be 1 or more; None: one for each core")
+    runs, strategies = asked_for(runs, jobs)
     store = store or Store()
     where = _device(device)
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
@@ -143,14 +145,31 @@ def run_all(
                 f"run {run.id} follows the counts of another: {run.prune.method!r} has no scores to rank"
             )
     if jobs is None:
-        jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else _cores()
+        jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else cores()
     leaders = [run for run in missing if not run.prune.masks_of]
     followers = [run for run in missing if run.prune.masks_of]
     for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
         _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
-    failed = {run.id: store.place(run.id).reason() or "" for run in runs if store.status(run) == "failed"}
-    strategies = {name: [run.id for run in group] for name, group in named.items()}
-    return Results([run.id for run in runs], store, len(runs) - len(missing), len(missing), failed, strategies)
+    return Results.of(runs, store, len(missing), strategies)
+
+
+def asked_for(
+    runs: Iterable[Run] | Mapping[str, Iterable[Run]], jobs: int | None
+) -> tuple[list[Run], dict[str, list[str]]]:
+    """What ``run_all`` was asked for: every run once, and the ids that stand under each name.
+
+    Raises:
+        PrunelabError: no run, none under a name, or no process to train it.
+    """
+    named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
+    if bare := [name for name, group in named.items() if not group]:
+        raise PrunelabError(f"no runs of {bare[0]!r} were asked for: should be at least one; is the number of seeds 0?")
+    once = {run.id: run for run in (itertools.chain(*named.values()) if named else runs)}
+    if not once:
+        raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")
+    if jobs is not None and jobs < 1:
+        raise PrunelabError(f"jobs = {jobs}: should be 1 or more; None: one for each core")
+    return list(once.values()), {name: [run.id for run in group] for name, group in named.items()}
 
 
 _device = device  # the parameter of run_all shadows the function
@@ -173,6 +192,9 @@ def check(runs: Iterable[Run]) -> None:
         if run.data not in seen:
             seen[run.data] = load(run.data)
         data = seen[run.data]
+        if not len(data.validation):
+            share = f"Data.validation = {run.data.validation}"
+            raise PrunelabError(f"{run.data.name}: {share} holds no sample out, and training measures them: take more")
         if not data.labelled:
             _check_numbers(run, pruner)
         if (key := (run.data, run.model, run.prune)) in checked:
@@ -201,10 +223,6 @@ def _check_also_after(run: Run, pruner: Any) -> None:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool) -> None:
     """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
     groups: dict[Any, list[Run]] = {}
@@ -218,7 +236,7 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
             return
         from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
 
-        threads = max(1, min(_cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
+        threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
         Parallel(n_jobs=jobs)(
             delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid())
             for part in parts

@@ -57,7 +57,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "preset": preset,
         "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
-        "data": [_with_size(name, seen("data.train_size")) for name in seen("source") or seen("data")],
+        "data": _data(rounds),
         "hardware": ", ".join(devices + threads + reduced) or None,
         "runs": len(seen("id")) or None,
         "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
@@ -68,10 +68,18 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
     return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
 
 
-def _with_size(name: str, sizes: list[Any]) -> str:
-    """``MNIST, 2,000 training samples`` where not all of them were used."""
-    counts = " or ".join(f"{int(size):,}" for size in sizes)
-    return f"{name}, {counts} training samples" if counts else name
+def _data(rounds: pd.DataFrame) -> list[str]:
+    """Each data set, as ``MNIST, 2,000 training and 2,000 test samples`` where not all of them were used."""
+    column = next((name for name in ("source", "data") if name in rounds and rounds[name].notna().any()), None)
+    found = []
+    for name, own in rounds.groupby(column) if column else ():
+        parts = []
+        for part, setting in (("training", "data.train_size"), ("test", "data.test_size")):
+            if setting in own and (sizes := own[setting]).notna().any():
+                counts = [f"{int(size):,}" for size in sorted(sizes.dropna().unique())]
+                parts.append(f"{' or '.join([*counts, *(['all'] if sizes.isna().any() else [])])} {part}")
+        found.append(f"{name}, {' and '.join(parts)} samples" if parts else str(name))
+    return found
 
 
 class Saved(NamedTuple):

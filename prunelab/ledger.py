@@ -23,7 +23,8 @@ class Ledger:
         removals: which weight went when, with which score.
         index: parameter -> for each axis the positions in the first shape of what is left.
         round: how many there were; 0 is the dense network.
-        requested: share of the weights that all rounds together were asked to remove.
+        requested: 1 - the product of 1 - rate over all rounds. A rate is a share of what the method counts, weights or
+            units, and means nothing where the method goes by something else.
     """
 
     def __init__(self, dense: nn.Module, masks: Masks) -> None:

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +35,12 @@ from prunelab.notebook_form import (
 )
 
 __all__ = [
-    "Job",
     "NotebookFailed",
-    "Outcome",
     "Parameter",
     "check_parameters",
     "declared_parameters",
     "parse_assignment",
     "run",
-    "run_many",
     "tidy",
 ]
 
@@ -70,7 +63,7 @@ def run(
     """Execute a notebook from its first to its last cell; the executed copy appears only when every cell ran cleanly.
 
     The kernel is the interpreter that runs prunelab, whatever kernels are registered on the machine. papermill changes
-    the directory of the whole process while it runs, so call this from one thread only; ``run_many`` has processes.
+    the directory of the whole process while it runs, so call this from one thread only.
 
     Args:
         path: The notebook.
@@ -268,120 +261,3 @@ def _problems(notebook: NotebookNode, current: str, fate: str) -> list[str]:
 
 def _error(output: Mapping[str, Any]) -> str:
     return short(f"{output['ename']}: {output['evalue']}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One notebook to run; the fields are those of ``run``."""
-
-    name: str  # what the outcome is called
-    notebook: Path
-    out: Path
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    cell_timeout: float | None = None
-    time_limit: float | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How it went."""
-
-    name: str
-    seconds: float
-    ok: bool
-    reason: str = ""  # the line of NotebookFailed
-
-
-def run_many(tasks: Sequence[Job], jobs: int = 1, report: Callable[[Outcome], None] | None = None) -> list[Outcome]:
-    """Run notebooks, ``jobs`` at a time, each with a kernel of its own; one that fails stops no other.
-
-    Where several run at once the processors are shared out among them (``OMP_NUM_THREADS``, unless it is set).
-
-    Args:
-        tasks: What to run; every parameter is checked before the first notebook starts.
-        jobs: How many notebooks at a time.
-        report: Called in this process with each outcome as soon as it is there.
-
-    Returns:
-        One outcome per task, in the order of the tasks.
-
-    Raises:
-        NotebookFailed: A parameter is wrong, or two tasks write to one place; nothing has started.
-    """
-    if jobs < 1:
-        raise NotebookFailed(f"jobs = {jobs}: give 1 or more")
-    for task in tasks:
-        check_parameters(task.notebook, task.parameters)
-    places = [task.out.resolve() for task in tasks]
-    if twice := [place for place in places if places.count(place) > 1]:
-        raise NotebookFailed(f"two notebooks would write {twice[0]}; run them one after the other")
-    report = report or (lambda outcome: None)
-    jobs = min(jobs, len(tasks))
-    if jobs <= 1:
-        return [_reported(_attempt(task, {}), report) for task in tasks]
-    return _in_processes(tasks, jobs, report)
-
-
-def _reported(outcome: Outcome, report: Callable[[Outcome], None]) -> Outcome:
-    report(outcome)
-    return outcome
-
-
-def _in_processes(tasks: Sequence[Job], jobs: int, report: Callable[[Outcome], None]) -> list[Outcome]:
-    import joblib  # knows how many processors a container really has
-
-    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))}
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit event loops and locks
-    outcomes: dict[Future[Outcome], Outcome] = {}
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_await_orders) as pool:
-        futures = {pool.submit(_attempt_stoppable, task, share): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                broken = Outcome(futures[future].name, 0.0, False, f"its process ended early ({type(error).__name__})")
-                outcomes[future] = _reported(broken if error else future.result(), report)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
-            raise
-    return [outcomes[future] for future in futures]
-
-
-def _attempt(task: Job, share: Mapping[str, str]) -> Outcome:
-    start = time.monotonic()
-    try:
-        run(
-            task.notebook,
-            task.out,
-            task.parameters,
-            cell_timeout=task.cell_timeout,
-            time_limit=task.time_limit,
-            environment={**share, **task.environment},
-        )
-    except NotebookFailed as error:
-        return Outcome(task.name, time.monotonic() - start, False, str(error))
-    return Outcome(task.name, time.monotonic() - start, True)
-
-
-def _await_orders() -> None:
-    """In a worker: Ctrl-C reaches every process of the terminal, but only the parent decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _attempt_stoppable(task: Job, share: Mapping[str, str]) -> Outcome:
-    """In a worker: when the parent gives up, end the kernel and sweep the scratch folder before going."""
-
-    def stop(_signal: int, _frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; a second one would cut the sweeping short
-        raise KeyboardInterrupt
-
-    usual = signal.signal(signal.SIGTERM, stop)
-    try:
-        outcome = _attempt(task, share)
-    except KeyboardInterrupt:
-        os._exit(1)
-    signal.signal(signal.SIGTERM, usual)
-    return outcome

@@ -96,8 +96,13 @@ def _output(*command: str) -> str:
 @functools.cache
 def hardware() -> str:
     """The processor and its cores that this process may use, as ``AMD EPYC 7763, 4 cores``."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = cores()
     return f"{_processor()}, {usable} core{'' if usable == 1 else 's'}"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 from prunelab import gallery, papers, paths, tables
 from prunelab.errors import PrunelabError
+from prunelab.quantities import MISSING
 
 BEGIN, END = "<!-- artefacts: written by `prunelab readme` -->", "<!-- end of artefacts -->"
 FAST, FASTER = "<!-- benchmarks: written by `prunelab readme` -->", "<!-- end of benchmarks -->"
-INDEX = "index.ipynb"
+INDEX, START = "index.ipynb", "start_here.ipynb"
 
 
 def written(text: str) -> str:
@@ -57,10 +58,11 @@ def index() -> dict[str, Any]:
     """The notebook that lists all notebooks: what it shows, the claim, and what came out."""
     cells = [
         "# prunelab\n\nNotebooks to explore in come first; then one notebook for each table and figure of the papers, "
-        "with its claim and what our numbers say to it (✓ confirmed, ✗ contradicted, ? undecided)."
+        "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ? undecided, "
+        f"{MISSING} not measured, in brackets the preset of the numbers."
     ]
     known = {artefact.notebook for artefact in papers.artefacts()}
-    others = [path for path in _notebooks() if path not in known]
+    others = sorted((path for path in _notebooks() if path not in known), key=lambda path: path != START)
     cells.append("## Explore\n\n" + "\n".join(f"- [{_title(path)}]({path})" for path in others))
     for paper in papers.papers():
         rows = [_row(artefact) for artefact in papers.artefacts(paper.key)]
@@ -83,7 +85,8 @@ def index() -> dict[str, Any]:
 
 def _row(artefact: papers.Artefact) -> str:
     facts = gallery.saved(artefact.figure)
-    outcome = f"{tables.summary(tables.outcomes(facts))} ({facts['preset']})" if facts else "not made yet"
+    found, made = tables.summary(tables.outcomes(facts)), tables.preset(artefact, facts)
+    outcome = f"{found} ({made})" if facts else "not made yet"
     cells = [f"[{artefact.title}]({artefact.notebook})", artefact.claim, outcome]
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -15,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from prunelab import cost, folding
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, first_line
 from prunelab.graph import GraphError
 from prunelab.quantities import TIMES, short
 from prunelab.shrink import dead_units
@@ -23,6 +24,7 @@ from prunelab.shrink import dead_units
 # Energy in picojoules, 45 nm: a float32 multiplication and addition, and 32 bits from memory. A proxy: nothing is
 # measured, and caches are left out.
 _MAC, _MEMORY = 3.7 + 0.9, 640.0
+_FEWEST = 6  # repeats, between whose extremes the median lies with 95 % (1 - 2 / 2^6); with 5 it is 94 %
 _SOURCE = "45 nm figures of Horowitz, ISSCC 2014, Fig. 1.1.9, each non-zero weight read once"
 
 
@@ -39,7 +41,8 @@ class Side:
         bytes_dense: of the file of its weights.
         bytes_sparse: if every weight matrix were stored as values and column numbers (CSR), where that is smaller.
         latency: median seconds of a forward pass of the example.
-        latency_low: lower end of the 95 % interval of the median, by order statistics.
+        latency_low: lower end of an interval that holds the median with at least 95 %, by order statistics; fewer than
+            6 repeats have no such interval, and this is their least.
         latency_high: upper end.
         energy: proxy, in joules for one sample.
     """
@@ -121,7 +124,8 @@ class Report:
         words = [f"batch {self.batch}, {self.threads} threads, median of {self.repeats} interleaved repeats"]
         if self.requested is not None and self.achieved is not None:
             words.append(f"sparsity requested {self.requested:.4g}, achieved {self.achieved:.4g}")
-        words.append(f"± half of the 95 % interval of the median; energy: {_SOURCE}")
+        spread = "95 % interval of the median" if self.repeats >= _FEWEST else "range of the repeats"
+        words.append(f"± half of the {spread}; energy: {_SOURCE}")
         return "; ".join(words)
 
     @property
@@ -189,20 +193,30 @@ def report(
         repeats: times each is timed; one more, the first, does not count.
 
     Raises:
-        PrunelabError: a model that does not take the example, or too few repeats.
+        PrunelabError: a model that does not take the example, what is no model or no tensor, or too few repeats.
     """
     if repeats < 3:
-        raise PrunelabError(f"repeats = {repeats}: a median with an interval needs at least 3")
-    models = {"dense": model, **(small if isinstance(small, Mapping) else {"small": small})}
+        raise PrunelabError(f"repeats = {repeats}: a median and its spread need at least 3")
+    if not isinstance(example, Tensor):
+        kind = type(example).__name__
+        raise PrunelabError(f"report: the example is a {kind}: give one tensor, a batch of inputs of a one-input model")
+    others = dict(small) if isinstance(small, Mapping) else {"small": small}
+    if not others:
+        raise PrunelabError("report: there is no second model: give one, or name -> model")
+    if "dense" in others:
+        raise PrunelabError("report: 'dense' is what the first model is called: give the others another name")
+    models = {"dense": model, **others}
+    if wrong := [name for name, net in models.items() if not isinstance(net, nn.Module)]:
+        kind = type(models[wrong[0]]).__name__
+        raise PrunelabError(f"report: {wrong[0]!r} is a {kind}, not a model: `shrink(model, masks)` makes one of masks")
     times = latencies(models, example, repeats)
     sides = {name: _side(net, example, times[name]) for name, net in models.items()}
-    second = list(models.values())[1]
+    second = next(iter(others.values()))
     total = sum(cost.prunable_weights(model).values())
     left = sum(int(torch.count_nonzero(p)) for n, p in second.named_parameters() if n in cost.prunable_weights(second))
     achieved = 1 - left / total if total else None
-    others = list(models.items())[1:]
-    dead = {name: _dead(net, example) for name, net in others}
-    unfolded = {name: _unfolded(model, net, example) for name, net in others}
+    dead = {name: _dead(net, example) for name, net in others.items()}
+    unfolded = {name: _unfolded(model, net, example) for name, net in others.items()}
     return Report(sides, len(example), torch.get_num_threads(), repeats, requested, achieved, dead, unfolded)
 
 
@@ -239,9 +253,9 @@ def latencies(models: Mapping[str, nn.Module], example: Tensor, repeats: int) ->
                     wait()
                     if turn:
                         found[name].append(time.perf_counter() - begin)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise PrunelabError(
-            f"model {name!r} does not take the example of shape {tuple(example.shape)}: {str(error).splitlines()[0]}"
+            f"model {name!r} does not take the example of shape {tuple(example.shape)}: {first_line(error)}"
         ) from None
     finally:
         for name, net in models.items():
@@ -312,7 +326,12 @@ def _activations(model: nn.Module, example: Tensor) -> int:
 
 
 def _median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The order statistics between which the median lies with about 95 % (normal approximation of the binomial)."""
+    """The order statistics, as many from each end, between which the median lies with 95 % or more.
+
+    So many values as a binomial of n tosses reaches with 2.5 % or less lie outside at either end; where that is none,
+    below 6 values, it is their range.
+    """
     ordered, n = sorted(values), len(values)
-    reach = 1.96 * math.sqrt(n) / 2
-    return ordered[max(0, math.floor(n / 2 - reach))], ordered[min(n - 1, math.ceil(n / 2 + reach))]
+    tails = itertools.accumulate(math.comb(n, below) / 2**n for below in range(n))
+    low = max(0, sum(tail <= 0.025 for tail in tails) - 1)
+    return ordered[low], ordered[n - 1 - low]

@@ -63,10 +63,7 @@ class Running:
         dense_masks = pruners.first_masks(dense, self.pruner, run.prune.layers)
         self.weights_total = dense_masks.weights.total
         self.ledger = Ledger(dense, dense_masks)
-        order = generator(run.seed, "order")
-        self.member = Member(
-            models.build(run.model, data.shape, len(data.classes), run.seed), run.train, dense_masks, order
-        )
+        self.member = Member(dense, run.train, dense_masks, generator(run.seed, "order"))  # the ledger has shapes only
         if isinstance(self.pruner, Remembering):
             self.state = dict(self.pruner.first_state(self.member.model))
         frozen = () if writer.checkpoint is None else tuple(writer.checkpoint.state.get("frozen", ()))

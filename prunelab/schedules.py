@@ -51,9 +51,8 @@ def relative_gradient(losses: Sequence[float]) -> np.ndarray:
         losses: one validation loss an epoch.
 
     Returns:
-        As many float64 values: 1 at a new steepest fall, near 0 on a plateau, negative where the loss rose, NaN at
-            the first epoch and as
-        long as the loss has never fallen.
+        As many float64 values: 1 at a new steepest fall, near 0 on a plateau, negative where the loss rose, NaN at the
+        first epoch and as long as the loss has never fallen.
     """
     falls = np.diff(np.asarray(losses, dtype=np.float64))
     steepest = np.minimum.accumulate(falls) if len(falls) else falls

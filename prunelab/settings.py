@@ -90,7 +90,8 @@ class Data:
         for field in ("validation", "test", "train_size", "test_size"):
             value = getattr(self, field)
             if value is not None and (value < 0 or (field.endswith("_size") and value < 1)):
-                raise ValueError(f"{field} = {value}: should be a positive number")
+                least = "1 or more" if field.endswith("_size") else "0 or more"
+                raise ValueError(f"{field} = {value}: should be {least}")
             if isinstance(value, float) and value >= 1 and not value.is_integer():
                 raise ValueError(f"{field} = {value}: should be a fraction below 1 or a whole number of samples")
 

@@ -203,6 +203,16 @@ def outcomes(facts: Mapping[str, Any] | None) -> list[str]:
     return [entry["verdict"] for entry in (facts or {}).get("claims") or []]
 
 
+def preset(artefact: Artefact, facts: Mapping[str, Any] | None) -> str:
+    """The preset of a saved artefact: ``paper``, or ``paper, 3 of 10 seeds`` where fewer were run than it has."""
+    if not facts:
+        return MISSING
+    planned = artefact.parameters(facts["preset"]).get("seeds")
+    count, _, what = str(facts.get("n") or "").partition(" ")
+    fewer = what.startswith("seed") and isinstance(planned, int) and int(count) < planned
+    return f"{facts['preset']}, {count} of {planned} seeds" if fewer else facts["preset"]
+
+
 def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
     """What lies under ``figures/``, one row per artefact with minutes and verdict.
 
@@ -219,8 +229,9 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
     for artefact in artefacts:
         facts = saved(artefact.figure) or {}
         found = outcomes(facts)
-        preset, minutes = facts.get("preset"), facts.get("minutes")
+        minutes = facts.get("minutes")
         known = {
+            "preset": preset(artefact, facts),
             "minutes": MISSING if minutes is None else "< 0.1" if minutes < 0.1 else f"{minutes:.1f}",
             "verdict": summary(found) if facts else "not made yet",
         }
@@ -228,13 +239,13 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
             title = f"[{artefact.title}](notebooks/{artefact.notebook})"
             if (paths.figures() / f"{artefact.figure}.png").exists():
                 known["verdict"] = f"[{known['verdict']}](figures/{artefact.figure}.png)"
-            rows.append({"artefact": f"`{artefact.id}`", "title": title, "preset": preset or MISSING, **known})
+            rows.append({"artefact": f"`{artefact.id}`", "title": title, **known})
         else:
-            rows.append({"artefact": artefact.id, "title": artefact.title, "preset": preset or MISSING, **known})
+            rows.append({"artefact": artefact.id, "title": artefact.title, **known})
         numbers.append(
             {
                 "artefact": artefact.id,
-                "preset": preset,
+                "preset": facts.get("preset"),
                 "minutes": minutes,
                 "confirmed": found.count(CONFIRMED),
                 "claims": len(found),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 from prunelab import provenance, weightless
 from prunelab.data import Dataset, Split, load
 from prunelab.errors import PrunelabError, nearest
-from prunelab.experiment import Results
+from prunelab.experiment import Results, asked_for
 from prunelab.masks import Masks
 from prunelab.progress import shown, tick
 from prunelab.pruners.lut import Lut, cross_entropy
@@ -59,13 +58,7 @@ def run_all(
     Raises:
         PrunelabError: a run that cannot be run, before any of them begins.
     """
-    named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
-    everything = [run for group in named.values() for run in group] if isinstance(runs, Mapping) else list(runs)
-    runs = list({run.id: run for run in everything}.values())
-    if not runs:
-        raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")
-    if jobs is not None and jobs < 1:
-        raise PrunelabError(f"jobs = {jobs}: should be 1 or more; None: one for each core")
+    runs, strategies = asked_for(runs, jobs)
     store = store or Store()
     missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
     check(missing)
@@ -74,9 +67,7 @@ def run_all(
         groups.setdefault((run.data, run.model, run.seed), []).append(run)
     with shown(sum(1 + run.prune.rounds for run in missing), progress) as ticks:
         _in_processes(list(groups.values()), store, jobs, ticks)
-    failed = {run.id: store.place(run.id).reason() or "" for run in runs if store.status(run) == "failed"}
-    strategies = {name: [run.id for run in group] for name, group in named.items()}
-    return Results([run.id for run in runs], store, len(runs) - len(missing), len(missing), failed, strategies)
+    return Results.of(runs, store, len(missing), strategies)
 
 
 def build(prune: Prune) -> Lut:
@@ -113,7 +104,7 @@ def check(runs: Iterable[Run]) -> None:
 
 
 def _in_processes(groups: Sequence[list[Run]], store: Store, jobs: int | None, ticks: Path) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = provenance.cores()
     jobs = min(jobs or cores, len(groups))
     if jobs < 2 or importlib.util.find_spec("joblib") is None:
         for group in groups:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prunelab import plots, tables, versus
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, as_output
 from prunelab.plots import marks
 from prunelab.plots.pictures import Look, Picture
 from prunelab.quantities import need, quantity
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 ALL = "all (mean)"
 DIGITS = 4  # significant ones; positions that agree in so many are one, since seeds differ a little in what they reach
 DPI = 120  # of the picture in a widget
+LEFT = ("density", "fraction", "weights", "parameters", "units", "filters", "neurons_share", "effective_macs", "kib")
 BESIDE = ("test_accuracy", "validation_accuracy", "validation_loss", "weights", "units", "seconds")
 
 
@@ -95,7 +95,7 @@ def compare(rows: pd.DataFrame, x: str = "compression_ratio", y: str = "test_acc
 def positions(rows: pd.DataFrame, x: str, by: str, choice: Any, seed: int | None = None) -> list[float]:
     """The values of ``x`` that were measured for a strategy and a seed (None: any), in the order of pruning."""
     found = _chosen(rows, by, choice, seed)[x].unique().tolist()
-    return sorted(found, reverse=x == "density")
+    return sorted(found, reverse=x in LEFT)  # what is left of a network falls as it is pruned
 
 
 def view(
@@ -125,7 +125,7 @@ def view(
     everyone = rows if seed is None else rows[rows["seed"] == seed]
     picture = plots.curve(everyone, x, y, by, mark=at, chosen=choice, look=look)
     beside = [column for column in BESIDE if column in own and column not in (x, y)][:3]
-    table = tables.comparison(own.sort_values(x, ascending=x != "density"), by=x, metrics=[y, *beside])
+    table = tables.comparison(own.sort_values(x, ascending=x not in LEFT), by=x, metrics=[y, *beside])
     table = dataclasses.replace(table, chosen=known.index(at))
     return View(picture, table, _sentence(marks.level(here[y]), x, y, choice, seed, at))
 
@@ -254,9 +254,7 @@ def _errors_in(output: Any, *parts: Any) -> Iterator[None]:
     except Exception as error:
         for part in parts:
             part.value = ""
-        trace = traceback.format_exception(error)
-        shown = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": trace}
-        output.outputs = (shown,)
+        output.outputs = (as_output(error),)
         raise
 
 

@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab.results import Checkpoint, Store, StoreError, archive
+from prunelab.results import Checkpoint, Store, StoreError, archive, records
 from prunelab.settings import Prune, Run
 
 RUNS = [Run(seed=0), Run(seed=1, prune=Prune(method="dropnet", options={"k": 2}))]
@@ -282,6 +283,30 @@ def test_gc_says_what_it_would_free_and_frees_it(store):
     assert store.status(Run(seed=21)) == "partial"
     assert [garbage.path for garbage in archive.gc(store, failed=True, dry_run=False)] == [failed]
     assert store.status(Run(seed=22)) == "missing"
+
+
+def test_a_file_that_comes_and_goes_meanwhile_stops_nobody(store):
+    """As the first copy of a checkpoint does while somebody trains."""
+    partial = aged(interrupt(store, Run(seed=20)))
+    over, part = threading.Event(), partial / "checkpoint.safetensors.part"
+
+    def train():
+        while not over.is_set():
+            part.write_bytes(b"x")
+            part.unlink()
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        for _ in range(300):
+            archive.gc(store)
+            store.size(Run(seed=20))
+    finally:
+        over.set()
+        trainer.join()
+    part.symlink_to("gone")
+    assert [garbage.path for garbage in archive.gc(store, days=0)] == [partial]
+    assert records.tree_size(store.root / "gone") == 0
 
 
 def test_gc_leaves_a_run_that_a_process_holds_however_old(store):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from prunelab import experiment, train
+from prunelab import experiment, models, train
 from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all, train_population
@@ -179,6 +179,8 @@ def test_a_diverging_run_is_marked_failed_and_the_others_go_on(tmp_path):
         (lambda: run("magnitude", layers=("hidden_3",)), "hidden_3"),
         (lambda: Run(Data("mnits")), "did you mean 'mnist'"),
         (lambda: Run(DIGITS, Model("lenet_55")), "did you mean 'lenet_5'"),
+        (lambda: Run(Data("digits", validation=0)), "digits: Data.validation = 0 holds no sample out"),
+        (lambda: Run(Data("digits", validation=0.0001)), "Data.validation = 0.0001 holds no sample out"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_trains(tmp_path, wrong, message):
@@ -274,14 +276,21 @@ def test_runs_are_dealt_so_that_those_that_begin_alike_stay_together():
     assert sorted(one.id for lot in lots for one in lot) == sorted(one.id for one in alone)
 
 
+def test_the_network_of_a_run_is_built_once(tmp_path, monkeypatch):
+    built, build = [], models.build
+    monkeypatch.setattr(models, "build", lambda *asked: built.append(asked) or build(*asked))
+    train_population([run("magnitude", amount=0.5, rounds=2)], Store(tmp_path))
+    assert len(built) == 1
+
+
 def test_strategies_by_name_become_a_column(tmp_path):
-    result = run_all(
-        {"dense": [run(seed=0), run(seed=1)], "half": [run("magnitude", amount=0.5, rounds=1)]},
-        store=Store(tmp_path),
-        jobs=1,
-        progress=False,
-    )
-    assert result.last["strategy"].tolist() == ["dense", "dense", "half"]
+    half = run("magnitude", amount=0.5, rounds=1)
+    asked = {"dense": [run(seed=0), run(seed=1)], "half": [half], "also half": [half]}
+    result = run_all(asked, store=Store(tmp_path), jobs=1, progress=False)
+    last = result.last
+    assert last["strategy"].tolist() == ["dense", "dense", "half", "also half"]
+    assert last["round"].tolist() == [0, 0, 1, 1]
+    assert last["epochs"].tolist() == [6, 6, 12, 12]  # of both rounds, once
 
 
 KILLED = """

@@ -16,14 +16,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from prunelab import paths
 from prunelab.notebook_runner import (
-    Job,
     NotebookFailed,
     Parameter,
     check_parameters,
     declared_parameters,
     parse_assignment,
     run,
-    run_many,
     tidy,
 )
 
@@ -373,66 +371,19 @@ def test_bad_places_are_refused_before_anything_runs(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.ipynb", "file"]
 
 
-# Many notebooks
-
-
-def test_notebooks_run_side_by_side_and_one_failure_stops_no_other(tmp_path):
-    wait = """\
-import os, pathlib, time
-me, other = pathlib.Path({me!r}), pathlib.Path({other!r})
-me.write_text(os.environ["OMP_NUM_THREADS"])
-while not other.exists(): time.sleep(0.02)
-1 / epochs"""
-    tasks = []
-    for name, other, epochs in [("a", "b", 1), ("b", "a", 0)]:
-        cell = wait.format(me=str(tmp_path / name), other=str(tmp_path / other))
-        path = write(tmp_path / f"{name}.ipynb", cell)
-        tasks.append(Job(name, path, tmp_path / "out" / path.name, {"epochs": epochs}, cell_timeout=30))
-    heard = []
-
-    outcomes = run_many(tasks, jobs=2, report=heard.append)
-
-    assert [(outcome.name, outcome.ok) for outcome in outcomes] == [("a", True), ("b", False)]
-    assert sorted(outcome.name for outcome in heard) == ["a", "b"]
-    assert outcomes[0].reason == ""
-    assert "ZeroDivisionError" in outcomes[1].reason
-    assert all(0 < outcome.seconds < 30 for outcome in outcomes)
-    assert int((tmp_path / "a").read_text()) >= 1
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.ipynb", "b.failed.ipynb"]
-
-
-def test_a_wrong_value_stops_all_notebooks_before_the_first_starts(tmp_path):
-    good, touched = tmp_path / "good.ipynb", tmp_path / "touched"
-    write(good, f"open({str(touched)!r}, 'w')")
-    first = Job("good", good, tmp_path / "out" / "1.ipynb")
-    for second, complaint in [
-        (Job("bad", good, tmp_path / "out" / "2.ipynb", {"epoch": 1}), "did you mean 'epochs'"),
-        (Job("same place", good, tmp_path / "out" / "1.ipynb"), "two notebooks would write"),
-    ]:
-        with pytest.raises(NotebookFailed, match=complaint):
-            run_many([first, second])
-    with pytest.raises(NotebookFailed, match="jobs = 0: give 1 or more"):
-        run_many([first], jobs=0)
-    assert not touched.exists()
-    assert run_many([], jobs=2) == []
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals between processes")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupt_leaves_no_file_and_no_kernel(tmp_path, jobs):
-    """Ctrl-C during the last of the cells: neither copy, nor scratch folder, nor kernel, nor worker is left."""
-    for number in range(jobs):
-        mark = f"import os, time\nopen({str(tmp_path / f'pid{number}')!r}, 'w').write(str(os.getpid()))"
-        write(tmp_path / f"{number}.ipynb", f"{mark}\ntime.sleep(60)")
+def test_an_interrupt_leaves_no_file_and_no_kernel(tmp_path):
+    """Ctrl-C during the last of the cells: neither copy, nor scratch folder, nor kernel is left."""
+    pid = tmp_path / "pid"
+    mark = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))"
+    write(tmp_path / "figure.ipynb", f"{mark}\ntime.sleep(60)")
     script = f"""\
 import signal
 from pathlib import Path
-from prunelab.notebook_runner import Job, run_many
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
-    here = Path({str(tmp_path)!r})
-    tasks = [Job(str(n), here / f"{{n}}.ipynb", here / "out" / f"{{n}}.ipynb") for n in range({jobs})]
-    run_many(tasks, {jobs})
+from prunelab.notebook_runner import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
+here = Path({str(tmp_path)!r})
+run(here / "figure.ipynb", here / "out" / "figure.ipynb")
 """
     (tmp_path / "script.py").write_text(script)
     scratch = tmp_path / "scratch"
@@ -440,9 +391,8 @@ if __name__ == "__main__":
     process = subprocess.Popen(
         [sys.executable, tmp_path / "script.py"], env={**os.environ, "TMPDIR": str(scratch)}, stderr=subprocess.PIPE
     )
-    pids = [tmp_path / f"pid{number}" for number in range(jobs)]
     deadline = time.monotonic() + 60
-    while not all(pid.exists() and pid.read_text() for pid in pids):
+    while not (pid.exists() and pid.read_text()):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -454,7 +404,7 @@ if __name__ == "__main__":
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert list((tmp_path / "out").iterdir()) == []
     assert list(scratch.iterdir()) == []
-    assert all(gone(int(pid.read_text())) for pid in pids)
+    assert gone(int(pid.read_text()))
 
 
 # What may be committed

@@ -45,6 +45,13 @@ def test_the_makefile_takes_the_same_pythons():
     assert f"needs Python 3.{low} to 3.{int(high) - 1}," in makefile
 
 
+@pytest.mark.parametrize(("words", "end"), [([], "--preset quick"), (["JOBS=3"], "--preset quick --jobs 3")])
+def test_make_trains_in_as_many_processes_as_there_are_cores_unless_told(tmp_path, words, end):
+    command = ["make", "-n", "reproduce", f"VENV={tmp_path / 'none'}", *words]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert [line.rstrip().endswith(end) for line in said.splitlines() if " reproduce " in line] == [True]
+
+
 def test_every_package_and_every_data_file_is_in_the_wheel():
     setuptools = PROJECT["tool"]["setuptools"]
     folders = {file.parent.relative_to(ROOT) for file in (ROOT / "prunelab").rglob("*.py")}

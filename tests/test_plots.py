@@ -95,10 +95,9 @@ def test_the_trigger_that_the_method_saw_is_shown_where_it_is_known():
     assert line(plots.training(frame).axes[1], "validation").get_ydata()[:3] == pytest.approx([1, 0.7, 0.025])
 
 
-@pytest.mark.parametrize("draw", [plots.epoch_seconds, plots.weights_left])
-def test_what_is_left_and_how_long_it_takes_are_drawn_per_series(draw):
+def test_what_is_left_is_drawn_per_series():
     frame = pd.concat([epochs(2).assign(strategy=name, id=lambda rows, n=name: n + rows["id"]) for name in ("b", "a")])
-    picture = draw(frame, hue="strategy", title="Here")
+    picture = plots.weights_left(frame, hue="strategy", title="Here")
     assert [text for text in words(picture) if text in ("a", "b")] == ["b", "a"]  # in the order of the table
     assert "Here" in words(picture)
     assert "n = 2 runs" in " ".join(words(picture))
@@ -187,6 +186,8 @@ def test_intervals_of_few_runs_get_no_room_beyond_what_is_possible_or_far_from_t
     assert high <= 103
     seconds = plots.strategies(rounds(2).assign(seconds=[1.0, 2.0] * 3), metrics=["seconds"]).axes[0]
     assert seconds.get_xlim() == pytest.approx((0, 3))  # the intervals reach from -4.9 to 7.9
+    apart = plots.strategies(rounds(2).assign(seconds=[1.0, 9.0] * 3), metrics=["seconds"]).axes[0]
+    assert apart.get_xlim() == pytest.approx((0, 17))  # no time is below 0
 
 
 def test_a_single_seed_has_no_interval_and_says_so():
@@ -347,6 +348,12 @@ def test_provenance_is_read_from_the_rounds():
     }  # fmt: skip
     alike = rounds().assign(seconds_spent=[1.0] * 6 + [math.nan] * 3)  # trained once for three; rows of earlier runs
     assert plots.provenance(alike, "quick")["minutes"] == (6 * 1.0 + 3 * 3.0) / 60
+    cut = {"source": list("AAABBBBBB"), "data.train_size": [2000.0] * 3 + [9.0] * 3 + [np.nan] * 3}
+    parts = rounds().assign(**cut, **{"data.test_size": [1000.0] * 3 + [np.nan] * 6})
+    assert plots.provenance(parts, "quick")["data"] == [
+        "A, 2,000 training and 1,000 test samples",
+        "B, 9 or all training samples",
+    ]
     reduced = rounds().assign(**{"train.precision": ["float32"] * 6 + ["bfloat16"] * 3})
     assert plots.provenance(reduced, "quick")["hardware"] == "cpu, 2 threads, bfloat16"
     claims = pd.DataFrame({"verdict": ["confirmed"]})
@@ -388,9 +395,64 @@ def test_reported_curves_are_drawn_under_ours_and_counted():
     picture = plots.beside_reported(points, "test_accuracy", title="T")
     assert "min: 1 of 2 points agree" in picture.alt
     assert "max: no reported values" in picture.alt
-    titles = [ax.get_title("left") for ax in picture.axes if ax.get_visible()]
-    assert titles == ["ours: test accuracy (%)", "min: 1 of 2 agree", "max"]
+    assert titles(picture) == ["ours: test accuracy (%)", "min: 1 of 2 agree", "max"]
     assert picture.axes[0].get_xlim()[0] > picture.axes[0].get_xlim()[1]  # from the whole network to nothing
+    assert keys(picture) == ["min", "max", "reported, with its interval"]
+    rule = "agree: no further apart than both half intervals and 1.5 points"
+    assert f"n = 3 seeds · mean ± 95 % t interval; {rule}" in words(picture)
+    few = points.assign(agrees=[True, None, None], strategy=["0.2", "0.2", "0.9"])  # fractions that go in each round
+    picture = plots.beside_reported(few, "test_accuracy")
+    assert titles(picture)[1:] == ["p = 0.2: 1 of 2 agree, 1 undecided", "p = 0.9"]
+    assert keys(picture)[:2] == ["p = 0.2", "p = 0.9"]
+    assert any(text.endswith("undecided: only by the width of our interval") for text in words(picture))
+
+
+def titles(picture):
+    return [ax.get_title("left") for ax in picture.axes if ax.get_visible()]
+
+
+def keys(picture):
+    return [text.get_text() for text in picture.legends[0].texts]
+
+
+def test_levels_that_are_not_as_published_are_not_counted_and_nothing_reported_needs_no_key():
+    points = pd.DataFrame(
+        {"strategy": "min", "fraction": [1.0, 0.5], "ours": 0.9, "ours_half": 0.01, "n": 3, "reported": [0.9, 0.7],
+         "reported_half": 0.01, "agrees": [True, False]}
+    )  # fmt: skip
+    picture = plots.beside_reported(points, "test_accuracy", judged=False)
+    assert titles(picture)[1:] == ["min"]
+    assert keys(picture) == ["min", "reported, with its interval"]
+    assert not [text for text in [picture.alt, *words(picture)] if "agree" in text]
+    alone = plots.beside_reported(points.assign(reported=np.nan, agrees=None), "test_accuracy")
+    assert keys(alone) == ["min"]
+    assert not [text for text in words(alone) if "agree" in text]
+
+
+def test_no_two_methods_of_a_sheet_look_alike_and_each_looks_the_same_in_all_panels():
+    names = [f"method {i}" for i in range(14)]
+    rows = pd.DataFrame(
+        {"strategy": name, "round": r, "compression_ratio": 2.0**r, "speedup": 1.5**r, "test_accuracy": 0.9 - i / 99}
+        for i, name in enumerate(names)
+        for r in (0, 1)
+    )
+    fewer = rows[rows["strategy"].isin(names[1::2])]  # a method stands elsewhere among them
+    picture = plots.tradeoffs({"all": (rows, "compression_ratio"), "some": (fewer, "speedup")})
+    looks = [
+        {one.get_label(): (one.get_color(), one.get_marker()) for one in ax.lines if one.get_label() in names}
+        for ax in picture.axes
+    ]
+    assert [len(looks[0]), len(looks[1])] == [len(set(looks[0].values())), 7] == [14, 7]
+    assert looks[1].items() <= looks[0].items()
+
+
+def test_a_map_of_one_seed_says_so_whatever_was_run():
+    patterns = pd.DataFrame(
+        {"network": "before", "layer": "h", "unit": [0, 1] * 2, "class": [7, 7, 8, 8], "firing": 0.5, "seed": 3}
+    )
+    picture = plots.firing(patterns, provenance={"n": "3 seeds", "interval": "mean ± 95 % t interval"})
+    assert "n = 1 seed" in words(picture)
+    assert (picture.axes[0].get_xlabel(), picture.axes[0].get_ylabel()) == ("unit", "class")
 
 
 def test_units_are_drawn_as_images_of_their_weights_and_dead_ones_are_crossed():

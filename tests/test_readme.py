@@ -2,11 +2,12 @@
 
 import re
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from prunelab import cli, paths, readme
+from prunelab import cli, gallery, paths, readme
 
 TEXTS = {name: (paths.root() / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 PYTHON = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
@@ -24,6 +25,15 @@ def test_the_index_lists_every_notebook_as_it_is(monkeypatch):
     for path in paths.notebooks().rglob("*.ipynb"):
         if ".ipynb_checkpoints" not in path.parts and path.name != readme.INDEX:
             assert f"({path.relative_to(paths.notebooks()).as_posix()})" in stands
+
+
+def test_the_index_begins_where_one_should_and_names_the_preset_and_its_signs():
+    assert readme.index()["cells"][1]["source"][2].startswith("- [Start here")
+    assert "– not measured" in "".join(readme.index()["cells"][0]["source"])  # noqa: RUF001
+    facts = {"preset": "paper", "n": "3 seeds", "claims": [{"verdict": "not measured"}]}
+    gallery.save(None, "dyprune/claim_98", pd.DataFrame({"x": [1]}), facts)
+    shown = "".join("".join(cell["source"]) for cell in readme.index()["cells"])
+    assert "– 0 of 1 confirmed, 1 not measured (paper, 3 of 10 seeds) |" in shown  # noqa: RUF001
 
 
 @pytest.mark.parametrize("block", range(len(PYTHON)))
@@ -65,6 +75,11 @@ def test_every_file_that_contributing_names_exists():
     for file in re.findall(r"`([\w/]+\.(?:py|toml|ipynb))`", TEXTS["CONTRIBUTING.md"]):
         places = ("", *(f"prunelab/{name}" for name in ("", "data", "plots", "pruners", "results")))
         assert any((paths.root() / base / file).exists() for base in places), file
+
+
+def test_contributing_says_where_every_module_is():
+    modules = {file.name for file in (paths.root() / "prunelab").glob("*.py")} - {"__init__.py"}
+    assert {name for name in modules if f"`{name}`" not in TEXTS["CONTRIBUTING.md"]} == set()
 
 
 def test_every_command_exists():

@@ -9,7 +9,7 @@ from torch import nn
 from prunelab.errors import PrunelabError
 from prunelab.models import mlp
 from prunelab.pruners import prune
-from prunelab.report import latencies, report
+from prunelab.report import _median_interval, latencies, report
 from prunelab.shrink import shrink
 
 
@@ -78,6 +78,42 @@ def test_an_example_that_does_not_fit_is_named():
         report(model, small, torch.randn(8, 7), repeats=3)
     with pytest.raises(PrunelabError, match="repeats = 1"):
         report(model, small, torch.randn(8, 6), repeats=1)
+
+
+def test_what_is_no_tensor_or_no_second_model_gets_one_line():
+    model, masks, small = two()
+    x = torch.randn(8, 6)
+
+    class Silent(nn.Module):
+        def forward(self, x):
+            raise RuntimeError
+
+    for second, example, says in (
+        (small, (x, x), "the example is a tuple: give one tensor"),
+        ({}, x, "there is no second model"),
+        ({"dense": small}, x, "'dense' is what the first model is called"),
+        (masks, x, "is a Tensor, not a model: `shrink"),
+        (nn.Bilinear(6, 6, 2), x, "'small' does not take the example of shape (8, 6): Bilinear.forward() missing"),
+        (Silent(), x, "'small' does not take the example of shape (8, 6): RuntimeError"),
+    ):
+        with pytest.raises(PrunelabError) as caught:
+            report(model, second, example, repeats=3)
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("n", "outside"),  # P(B <= 5) = 0.013 and P(B <= 6) = 0.039 for 21 tosses; 2 / 2^5 = 0.06: 5 values bracket nothing
+    [(3, 0), (5, 0), (6, 0), (8, 0), (9, 1), (12, 2), (20, 5), (21, 5)],
+)
+def test_the_interval_of_the_median_leaves_out_as_many_at_both_ends(n, outside):
+    assert _median_interval(range(n, 0, -1)) == (1 + outside, n - outside)
+
+
+def test_fewer_than_six_repeats_have_a_range_and_no_interval():
+    model, _, small = two()
+    found = report(model, small, torch.randn(8, 6), repeats=3)
+    assert "± half of the range of the repeats" in found.caption
+    assert "± half of the 95 % interval of the median" in dataclasses.replace(found, repeats=6).caption
 
 
 def test_dead_units_that_are_still_there_are_named_with_the_reason():

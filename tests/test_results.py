@@ -554,6 +554,12 @@ def test_the_beginning_of_an_id_is_enough(store):
     assert store.status("nothing") == "missing"
 
 
+def test_the_state_of_a_run_is_found_without_a_look_at_the_others(store, monkeypatch):
+    complete(store)
+    monkeypatch.setattr(Store, "ids", lambda *_, **__: pytest.fail("all runs were listed"))
+    assert (store.status(RUN), store.status(Run(seed=9))) == ("complete", "missing")
+
+
 def test_an_unknown_run_in_a_large_store_gets_one_short_line(store):
     for seed in range(8):
         fail(store, Run(seed=seed))

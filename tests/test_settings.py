@@ -54,7 +54,8 @@ def test_round_trip_through_json_keeps_the_id():
             "Train: patience needs the validation loss of every epoch: leave validate_every_epoch at True",
         ),
         (lambda: Run(seed=-1), "Run: seed = -1: input should be greater than or equal to 0"),
-        (lambda: Data(validation=-1), "Data: validation = -1: should be a positive number"),
+        (lambda: Data(validation=-1), "Data: validation = -1: should be 0 or more"),
+        (lambda: Data(train_size=0), "Data: train_size = 0: should be 1 or more"),
         (
             lambda: Data(validation=1.5),
             "Data: validation = 1.5: should be a fraction below 1 or a whole number of samples",

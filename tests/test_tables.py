@@ -110,6 +110,25 @@ def test_the_index_reads_minutes_and_verdicts_of_what_was_saved():
     assert len(rows) == len(papers.artefacts("dyprune"))
 
 
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        (None, quantities.MISSING),
+        ({"preset": "paper", "n": "3 seeds"}, "paper, 3 of 10 seeds"),
+        ({"preset": "paper", "n": "1 seed"}, "paper, 1 of 10 seeds"),
+        ({"preset": "paper", "n": "10 seeds"}, "paper"),
+        ({"preset": "paper", "n": "as in each figure"}, "paper"),
+        ({"preset": "quick"}, "quick"),
+    ],
+)
+def test_a_preset_that_was_run_with_fewer_seeds_says_so(facts, shown):
+    artefact = papers.artefact("dyprune/table_iris")  # 10 seeds
+    assert tables.preset(artefact, facts) == shown
+    if facts:
+        plots.save(None, artefact.figure, pd.DataFrame({"x": [1]}), facts)
+        assert tables.index([artefact]).frame["preset"].tolist() == [shown]
+
+
 def test_papers_are_counted_by_what_was_saved():
     shown = papers.verdicts("dyprune/training", {"prunings": 9})
     plots.save(None, "dyprune/training", pd.DataFrame({"epoch": [1]}), {"preset": "paper", "claims": shown})

@@ -43,6 +43,16 @@ def test_the_slider_stops_at_measured_values_only():
     assert [value for _, value in slider.options] == [1.0, 0.4]
 
 
+@pytest.mark.parametrize(("x", "found"), [("fraction", [1.0, 0.5, 0.05]), ("sparsity", [0.0, 0.5, 0.95])])
+def test_the_slider_and_the_table_go_on_as_pruning_does(x, found):
+    fraction = rows()["density"].round(2)
+    own = rows().assign(fraction=fraction, sparsity=1 - fraction)
+    slider, table = (parts(widgets.explore(own, x=x))[place] for place in (2, 5))
+    assert [value for _, value in slider.options] == found
+    places = [table.value.index(f">{value:g}<") for value in found]
+    assert places == sorted(places)
+
+
 def test_moving_the_slider_changes_sentence_picture_and_table_together():
     _, _, slider, sentence, picture, table, errors = parts(widgets.explore(rows()))
     slider.value = 0.05

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from prunelab.data.cache import available, fill, prepare, read, verify
-from prunelab.data.files import DataError, first_line
+from prunelab.data.files import DataError
 from prunelab.data.readers import Raw
 from prunelab.data.sources import SOURCES
+from prunelab.errors import first_line
 from prunelab.settings import Data
 
 __all__ = ["DataError", "Dataset", "Split", "available", "batches", "load", "order", "prepare", "verify"]

@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunelab import paths
-from prunelab.data.files import DataError, first_line
+from prunelab.data.files import DataError
 from prunelab.data.readers import Raw
 from prunelab.data.sources import SOURCES, Source, folder_source
-from prunelab.errors import nearest
+from prunelab.errors import first_line, nearest
 
 FORMAT = "1"  # of the prepared files; one of another format has to be prepared again
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, first_line
 
 IMAGES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 BROKEN = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -30,11 +30,6 @@ Named = tuple[str, bytes]  # the name of a file and its content
 
 class DataError(PrunelabError):
     """Data that cannot be had, read or divided as asked."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" :.")
 
 
 def file_digest(file: Path) -> str:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, first_line, members
+from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, members
+from prunelab.errors import first_line
 
 Tree = Mapping[str, Mapping[str, list[Named]]]  # part -> class -> image files
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 
 from prunelab import network_svg
 from prunelab.collapse import dead_layers
+from prunelab.errors import as_output
 from prunelab.live import view as live_view
 from prunelab.live.controls import own_words, widgets
 from prunelab.live.pruning import Position, Subject
@@ -37,8 +37,7 @@ class Screen:
         """An error instead of an old picture."""
         for part in (self.sentence, self.facts, self.curve, self.bars, self.table):
             part.value = ""
-        name, trace = type(error).__name__, traceback.format_exception(error)
-        self.errors.outputs = ({"output_type": "error", "ename": name, "evalue": str(error), "traceback": trace},)
+        self.errors.outputs = (as_output(error),)
 
     def show_accuracy(
         self,

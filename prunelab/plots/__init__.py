@@ -7,7 +7,7 @@ in colour. By name every function also takes what ``pictures.Shown`` lists: titl
 
 from prunelab.gallery import provenance, save, saved
 from prunelab.plots.drawing import network
-from prunelab.plots.epochs import epoch_seconds, rate_curve, training, weights_left
+from prunelab.plots.epochs import rate_curve, training, weights_left
 from prunelab.plots.layers import filters, firing, layers_over_rounds, schedule_curves, sensitivity
 from prunelab.plots.paired import ours_and_reported
 from prunelab.plots.pictures import Picture
@@ -21,7 +21,6 @@ __all__ = [
     "beside_methods",
     "beside_reported",
     "curve",
-    "epoch_seconds",
     "filters",
     "firing",
     "forms",

@@ -1,4 +1,4 @@
-"""Pictures of trainings, epoch by epoch: DyPrune's 2 x 2 view, what is left, how long it takes, its pruning rate."""
+"""Pictures of trainings, epoch by epoch: DyPrune's 2 x 2 view, what is left, its pruning rate."""
 
 from __future__ import annotations
 
@@ -69,27 +69,37 @@ def training(epochs: pd.DataFrame, *, band: tuple[float, float] | None = BAND, *
 
 
 def weights_left(epochs: pd.DataFrame, hue: str | None = None, **shown: Unpack[Shown]) -> Picture:
-    """Weights and neurons left while the network trains, on log axes.
+    """Weights and neurons left while the network trains, on log axes; a dotted line where every run pruned.
 
     Args:
         epochs: one row per run and epoch: id, epoch, weights, units, pruned; ``hue``.
         hue: column of the series; None: one series.
         shown: title, provenance, look, size.
     """
-    panels = {"weights": quantity("weights").axis, "units": quantity("units").axis}
-    return _over_epochs(epochs, panels, hue, "plots.weights_left", shown)
-
-
-def epoch_seconds(epochs: pd.DataFrame, hue: str | None = None, **shown: Unpack[Shown]) -> Picture:
-    """Seconds of training per epoch, and below it the neurons left: does the network get faster as it shrinks?
-
-    Args:
-        epochs: one row per run and epoch: id, epoch, seconds, units, pruned; ``hue``.
-        hue: column of the series; None: one series.
-        shown: title, provenance, look, size.
-    """
-    panels = {"seconds": "training time of the epoch (s)", "units": quantity("units").axis}
-    return _over_epochs(epochs, panels, hue, "plots.epoch_seconds", shown)
+    keys = ["id", "epoch", "pruned", *([hue] if hue else [])]
+    frame = need(epochs, [*keys, "weights", "units"], "plots.weights_left").sort_values(["id", "epoch"])
+    words = []
+    with canvas(2, 1, **{"size": (7.6, 5.4), **shown}, counted=_counted(frame, hue), sharex=True) as (picture, axes):
+        for ax, column in zip(axes[:, 0], ("weights", "units"), strict=True):
+            quant = quantity(column)
+            for position, (name, rows) in enumerate(marks.groups(frame, hue, epochs)):
+                # What is left changes between epochs.
+                mean = marks.runs(ax, rows, column, str(name), position, drawstyle="steps-mid")
+                ends = [quant.text(value) for value in mean.iloc[[0, -1]]] if len(mean) else [MISSING] * 2
+                words.append(f"{name or 'All'}: {quant.label} {ends[0]} in the first epoch, {ends[1]} in the last.")
+            together = _events(frame)
+            for at in together.loc[together["share"] == 1, "at"]:
+                ax.axvline(at, color=mpl.rcParams["xtick.color"], linewidth=0.8, linestyle=":", zorder=0.5)
+            ax.set_title(quant.axis)
+            if frame[column].min() > 0:
+                marks.counts(ax, "y")
+            else:
+                ax.set_ylim(bottom=0)
+        axes[-1, 0].set_xlabel("epoch")
+        axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        marks.legend(axes[0, 0], hue)
+        picture.alt = " ".join(words)
+    return picture
 
 
 def rate_curve(
@@ -223,35 +233,6 @@ def _way_down(left: Axes, right: Axes, events: pd.DataFrame, end: float | None) 
     right.set_title("weights left")
     right.legend()
     return words
-
-
-def _over_epochs(epochs: pd.DataFrame, panels: dict[str, str], hue: str | None, where: str, shown: Shown) -> Picture:
-    """Panels above each other that share the epochs; a dotted line where every run of the picture pruned."""
-    keys = ["id", "epoch", "pruned", *([hue] if hue else [])]
-    frame = need(epochs, [*keys, *panels], where).sort_values(["id", "epoch"])
-    words = []
-    sheet = canvas(len(panels), 1, **{"size": (7.6, 5.4), **shown}, counted=_counted(frame, hue), sharex=True)
-    with sheet as (picture, axes):
-        for ax, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
-            quant = quantity(column)
-            for position, (name, rows) in enumerate(marks.groups(frame, hue, epochs)):
-                step = {} if column == "seconds" else {"drawstyle": "steps-mid"}  # what is left changes between epochs
-                mean = marks.runs(ax, rows, column, str(name), position, **step)
-                ends = [quant.text(value) for value in mean.iloc[[0, -1]]] if len(mean) else [MISSING] * 2
-                words.append(f"{name or 'All'}: {quant.label} {ends[0]} in the first epoch, {ends[1]} in the last.")
-            together = _events(frame)
-            for at in together.loc[together["share"] == 1, "at"]:
-                ax.axvline(at, color=mpl.rcParams["xtick.color"], linewidth=0.8, linestyle=":", zorder=0.5)
-            ax.set_title(label)
-            if quant.log and frame[column].min() > 0:
-                marks.counts(ax, "y")
-            else:
-                ax.set_ylim(bottom=0)
-        axes[-1, 0].set_xlabel("epoch")
-        axes[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        marks.legend(axes[0, 0], hue)
-        picture.alt = " ".join(words)
-    return picture
 
 
 def _counted(frame: pd.DataFrame, hue: str | None = None) -> dict[str, str]:

@@ -105,7 +105,8 @@ def firing(patterns: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
     same unit in every network.
 
     Args:
-        patterns: rows of ``activity.firing`` with a column network: network, layer, unit, class, firing.
+        patterns: rows of ``activity.firing`` with a column network: network, layer, unit, class, firing; of several
+            values of ``seed``, where there is one, the mean is drawn.
         shown: title, provenance, look, size.
 
     Raises:
@@ -120,7 +121,9 @@ def firing(patterns: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
     words = []
     size = (1.6 + 3.4 * len(layers), 1.2 + 2.2 * len(networks))
     grid = {"rows": len(networks), "columns": len(layers)}
-    with canvas(**grid, **{"size": size, **shown}) as (picture, axes):
+    seeds = patterns["seed"].nunique() if "seed" in patterns else 0
+    counted = {"n": f"{seeds} seed{'s' if seeds > 1 else ''}", "interval": ""} if seeds else {}
+    with canvas(**grid, **{"size": size, **shown}, counted=counted) as (picture, axes):
         for column, layer in enumerate(layers):
             first = tables[networks[0], layer].to_numpy()
             order = np.lexsort((-np.nan_to_num(first).max(0), np.nan_to_num(first).argmax(0)))
@@ -131,6 +134,8 @@ def firing(patterns: pd.DataFrame, **shown: Unpack[Shown]) -> Picture:
                 ax.grid(visible=False)
                 ax.set_xticks([])
                 ax.set_yticks(range(len(table)), [str(name) for name in table.index] if column == 0 else [])
+                ax.set_xlabel("unit" if row == len(networks) - 1 else "")
+                ax.set_ylabel("class" if column == 0 else "")
                 fires = int((np.nan_to_num(values).max(0) > 0).sum())
                 ax.set_title(f"{network}, {layer}: {fires} of {values.shape[1]} fire", fontsize=9)
                 words.append(f"{network}, {layer}: {fires} of {values.shape[1]} units fire.")

@@ -103,13 +103,14 @@ def scale(ax: Axes, axis: str, column: str, values: pd.Series) -> None:
 
 
 def bound(ax: Axes, axis: str, column: str, values: pd.Series) -> None:
-    """End the axis near the single runs (``values``), and shares at 0 and 100 %: intervals of few runs reach far."""
+    """End the axis near the single runs (``values``), shares at 0 and 100 %, times at 0: intervals of few reach far."""
     if axis == "x" and ax.get_xscale() == "log":
         return
     shown = quantity(column)
     low, high = values.min() * shown.scale, values.max() * shown.scale
     room = (high - low) or math.inf  # as much again on each side; no limit where all runs agree
     first, last = (low - room, high + room) if shown.unit != "%" else (max(low - room, -3), min(high + room, 103))
+    first = max(first, 0) if shown.unit == "s" else first
     edges = ax.get_xlim() if axis == "x" else ax.get_ylim()
     (ax.set_xlim if axis == "x" else ax.set_ylim)(max(edges[0], first), min(edges[1], last))
 

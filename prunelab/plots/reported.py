@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.quantities import need, quantity
+from prunelab.reported_curves import READING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 _TICKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
-def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) -> Picture:
+def beside_reported(points: pd.DataFrame, measure: str, *, judged: bool = True, **shown: Unpack[Shown]) -> Picture:
     """Accuracy against the fraction of units left, on a log axis that runs from the whole network to nothing.
 
     The first panel has all of our curves; then each by itself, with its 95 % t interval, over the reported one (open
@@ -28,7 +31,9 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
 
     Args:
         points: of ``reported_curves.beside``: strategy, fraction, ours, ours_half, n, reported, reported_half, agrees.
+            A strategy that is a number is the fraction p that goes in each round.
         measure: the column that was compared, for the words.
+        judged: whether to count the points that agree; runs that are not as published have other levels.
         shown: title, provenance, look, size.
     """
     need(points, ["strategy", "fraction", "ours", "ours_half", "n", "reported"], "plots.beside_reported", "strategy")
@@ -36,7 +41,10 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
     columns = 3 if len(names) <= 5 else 4
     rows = math.ceil((len(names) + 1) / columns)  # the first panel has all curves together
     size = (2.7 * columns + 1.0, 2.4 * rows + 0.9)
-    sheet = canvas(rows, columns, **{"size": size, **shown}, counted=marks.counted(points), sharex=True, sharey=True)
+    known, counted = points.dropna(subset=["reported"]), marks.counted(points)
+    if judged and len(known):
+        counted = {**counted, "interval": "; ".join(filter(None, [counted.get("interval"), _rule(known, up.scale)]))}
+    sheet = canvas(rows, columns, **{"size": size, **shown}, counted=counted, sharex=True, sharey=True)
     words = [f"{up.label.capitalize()} against the fraction of units left."]
     with sheet as (picture, axes):
         flat = list(axes.flat)
@@ -47,8 +55,9 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
         for position, (name, ax) in enumerate(zip(names, own, strict=False)):
             rows_ = points[points["strategy"] == name].sort_values("fraction")
             look = marks.series(position)
-            _line(everything, rows_, up.scale, look, name)
-            words.append(_over(ax, rows_, up.scale, look, name))
+            label = f"p = {name}" if name[0].isdigit() else name
+            everything.plot(rows_["fraction"], rows_["ours"] * up.scale, label=label, markersize=4, **look)
+            words.append(_over(ax, rows_, up.scale, look, label, judged))
         for ax in [everything, *own]:
             _fractions(ax, points["fraction"])
         marks.bound(everything, "y", measure, points[["ours", "reported"]].stack())
@@ -58,7 +67,9 @@ def beside_reported(points: pd.DataFrame, measure: str, **shown: Unpack[Shown]) 
                 ax.set_xlabel("fraction of units left")
                 ax.tick_params(labelbottom=True)
         handles, labels = everything.get_legend_handles_labels()
-        picture.key(handles, labels, columns=6)
+        theirs = {"reported, with its interval": (Patch(**_band()), Line2D([], [], **_ring()))} if len(known) else {}
+        key = dict(zip(labels, handles, strict=True)) | theirs
+        picture.key(key.values(), key, columns=6)
         picture.alt = " ".join(words)
     return picture
 
@@ -105,28 +116,41 @@ def beside_methods(rounds: pd.DataFrame, others: pd.DataFrame, **shown: Unpack[S
     return picture
 
 
-def _line(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> None:
-    ax.plot(rows["fraction"], rows["ours"] * scale, label=name, markersize=4, **look)
+def _rule(known: pd.DataFrame, scale: float) -> str:
+    """When a point agrees, as ``reported_curves.beside`` decides it."""
+    open_ones = "; undecided: only by the width of our interval" if known["agrees"].isna().any() else ""
+    return f"agree: no further apart than both half intervals and {READING * scale:g} points{open_ones}"
 
 
-def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict, name: str) -> str:
-    """One of our curves over the reported one; says in words how many points agree."""
-    grey = mpl.rcParams["xtick.color"]
+def _ring() -> dict[str, Any]:
+    """The look of what was reported."""
+    ring = {"marker": "o", "markerfacecolor": "none", "markersize": 6, "linestyle": (0, (4, 2)), "linewidth": 1.1}
+    return {"color": mpl.rcParams["xtick.color"], **ring}
+
+
+def _band() -> dict[str, Any]:
+    """The look of its interval."""
+    return {"color": mpl.rcParams["xtick.color"], "alpha": 0.25, "linewidth": 0}
+
+
+def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict[str, Any], name: str, judged: bool) -> str:
+    """One of our curves over the reported one; says in words how many points agree, where that is judged."""
     theirs = rows.dropna(subset=["reported"])
     if len(theirs):
         at, level = theirs["fraction"], theirs["reported"] * scale
         half = theirs["reported_half"].fillna(0) * scale
-        ax.fill_between(at, level - half, level + half, color=grey, alpha=0.25, linewidth=0, zorder=1)
-        ring = {"marker": "o", "markerfacecolor": "none", "markersize": 6, "linestyle": (0, (4, 2)), "linewidth": 1.1}
-        ax.plot(at, level, color=grey, zorder=2, **ring)
+        ax.fill_between(at, level - half, level + half, zorder=1, **_band())
+        ax.plot(at, level, zorder=2, **_ring())
     half = rows["ours_half"] * scale
     # The interval of two runs is often wider than all the rest: pale, so that the curve stays in sight.
     known = {"elinewidth": 1, "ecolor": look["color"], "alpha": 0.35 if rows["n"].max() < 3 else 1}
     ax.errorbar(rows["fraction"], rows["ours"] * scale, half, None, "none", zorder=3, **known)
     ax.plot(rows["fraction"], rows["ours"] * scale, markersize=4, zorder=3, **look)
+    ax.set_title(name)
     if not len(theirs):
-        ax.set_title(name)
         return f"{name}: no reported values."
+    if not judged:
+        return f"{name}: {len(theirs)} reported points, their levels not judged."
     agree, open_ones = int(theirs["agrees"].eq(True).sum()), int(theirs["agrees"].isna().sum())
     rest = f", {open_ones} undecided" if open_ones else ""
     ax.set_title(f"{name}: {agree} of {len(theirs)} agree{rest}")

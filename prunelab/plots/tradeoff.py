@@ -45,7 +45,8 @@ def tradeoffs(
     up = quantity(y)
     columns = 2 if len(panels) > 1 else 1
     lines = math.ceil(len(panels) / columns)
-    names = {name: position for rows, _ in panels.values() for position, name in enumerate(rows["strategy"].unique())}
+    # One place for each method of the sheet: two of them never look the same, and one looks the same in all panels.
+    names = list(dict.fromkeys(name for rows, _ in panels.values() for name in rows["strategy"]))
     deepest = max(rows["strategy"].nunique() for rows, _ in panels.values())
     size = (6.2 * columns, lines * (_ROW + _LEGEND * math.ceil(deepest / 2)) + 0.6)
     words = []
@@ -62,7 +63,7 @@ def tradeoffs(
             across, means = quantity(x), parts[title]
             for name, own in marks.groups(means, "strategy", rows):
                 own = own.sort_values("round")
-                look = {**marks.series(names[name]), **({} if len(own) > 1 else {"linestyle": ""})}
+                look = {**marks.series(names.index(name)), **({} if len(own) > 1 else {"linestyle": ""})}
                 marks.bars(ax, own, x, y, spread=True, label=str(name), **look)
             levels = rows[y].dropna()
             if literature is not None and len(known := literature.dropna(subset=[x]) if x in literature else ()):

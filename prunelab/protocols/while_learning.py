@@ -1,4 +1,4 @@
-"""Related methods that act while the network learns: DropNeuron, pruning filters while training, Play and Prune."""
+"""Related methods that act while it learns: DropNeuron, filters pruned in training, Play and Prune, Learn & drop."""
 
 from __future__ import annotations
 

@@ -134,8 +134,8 @@ class Store:
         """
         wanted = run.id if isinstance(run, Run) else str(run)
         place = self.place(wanted)
-        if ID.fullmatch(wanted) and (place.folder.is_dir() or place.partial.is_dir()):
-            return wanted
+        if ID.fullmatch(wanted) and (not strict or place.folder.is_dir() or place.partial.is_dir()):
+            return wanted  # a whole id begins no other
         known = self.ids(unfinished=True)
         matches = [run_id for run_id in known if wanted and run_id.startswith(wanted)]
         if len(matches) == 1:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prunelab.errors import first_line
 from prunelab.results import ID, Store, records
 from prunelab.results.claims import Busy
 from prunelab.results.records import CHECKPOINT, FAILED, FILES, StoreError
@@ -143,7 +144,7 @@ def _unpack(path: Path, staging: Path) -> list[str]:
     except FileNotFoundError:
         raise StoreError(f"there is no archive {path}") from None
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise StoreError(f"{path} is damaged or no plain tar ({str(error).splitlines()[0]}): export it again") from None
+        raise StoreError(f"{path} is damaged or no plain tar ({first_line(error)}): export it again") from None
     if expected:
         raise StoreError(
             f"{path} is truncated: {min(expected)} and {len(expected) - 1} more are missing; export it again"
@@ -234,29 +235,29 @@ def _garbage(store: Store, before: float, failed: bool) -> Iterator[Garbage]:
     for path in entries:
         run_id = path.name.removesuffix(".partial")
         if path.name.startswith((".import-", ".trash-")):
-            what, wanted = "interrupted import or deletion", _age(path) < before
+            what, wanted = "interrupted import or deletion", _written(path) < before
         elif not ID.fullmatch(run_id) or not path.is_dir():
             continue
         elif run_id == path.name:
             path = path / CHECKPOINT
             what, wanted = "checkpoint of a complete run", path.exists()
         elif (store.root / run_id).is_dir():
-            what, wanted = "checkpoint of a complete run", True
+            what, wanted = "checkpoint of a complete run", path.is_dir()  # not what was moved into place just now
         elif (path / FAILED).exists():
             what, wanted = "failed run", failed
         else:
-            what, wanted = "interrupted run", _age(path) < before
+            what, wanted = "interrupted run", _written(path) < before
         if wanted and not (ID.fullmatch(run_id) and store.place(run_id).held()):
             yield Garbage(what, path, records.tree_size(path))
     for path in sorted((store.root / ".locks").glob("*.lock")):
         place = store.place(path.stem)
-        if not place.partial.is_dir() and _age(path) < before and not place.held():
+        if not place.partial.is_dir() and _written(path) < before and not place.held():
             yield Garbage("lock of no process", path, records.tree_size(path))
 
 
-def _age(path: Path) -> float:
-    """When anything in a folder was last written, in seconds since 1970."""
-    return max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
+def _written(path: Path) -> float:
+    """When anything in a folder was last written, in seconds since 1970; never, so infinite, where it is gone."""
+    return max((found.st_mtime for found in records.tree(path)), default=math.inf)
 
 
 def _delete(store: Store, garbage: Garbage) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from prunelab.errors import PrunelabError, nearest
+from prunelab.errors import PrunelabError, first_line, nearest
 from prunelab.results.records import plain
 from prunelab.settings import Run, Train
 
@@ -101,8 +101,8 @@ def merge(runs: pd.DataFrame, tables: Sequence[pa.Table], columns: Mapping[str, 
     try:
         rows = pa.concat_tables([empty, *tables], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        first = str(error).splitlines()[0]
-        raise PrunelabError(f"the runs disagree about the type of a column ({first}): ask for them apart") from None
+        why = first_line(error)
+        raise PrunelabError(f"the runs disagree about the type of a column ({why}): ask for them apart") from None
     series = {}
     for name in [*columns, *sorted(set(rows.column_names) - set(columns))]:
         kind = columns.get(name) or _arrow_kind(rows.schema.field(name).type)

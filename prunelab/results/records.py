@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors
 
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, first_line
 from prunelab.settings import Run, SettingsError
 
 FORMAT = 1  # of the folders; a higher number is refused
@@ -157,8 +158,7 @@ def read(path: Path, decode: Callable[[Path], T]) -> T:
     except PermissionError:
         raise StoreError(f"{path} may not be read: change its permissions, or PRUNELAB_RUNS to another store") from None
     except (OSError, ValueError, KeyError, pa.ArrowException, SafetensorError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise StoreError(f"{path} is damaged ({first}): {remedy(path)}") from None
+        raise StoreError(f"{path} is damaged ({first_line(error)}): {remedy(path)}") from None
 
 
 def remedy(path: Path) -> str:
@@ -239,7 +239,17 @@ def remove(folder: Path) -> None:
         shutil.rmtree(trash)
 
 
+def tree(path: Path) -> Iterator[os.stat_result]:
+    """What the system knows of a path and of all below it, without what goes while we look: somebody may train."""
+    below = (Path(folder, name) for folder, folders, files in os.walk(path) for name in folders + files)
+    for entry in (path, *below):
+        try:
+            found = entry.stat()
+        except FileNotFoundError:
+            continue
+        yield found
+
+
 def tree_size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(found.st_size for found in tree(path) if stat.S_ISREG(found.st_mode))

@@ -15,14 +15,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from typing import IO, Any, Literal
 
 import pandas as pd
 import torch
 
 from prunelab import experiment, pruners
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, as_output
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.results import Store, frames
 from prunelab.settings import Run
@@ -260,8 +259,7 @@ class TrainingTheatre(widgets.VBox):
     def _fail(self, error: Exception, trace: list[str] | None = None) -> None:
         """Keep the first error, show the newest."""
         self._failure = self._failure or error
-        name, trace = type(error).__name__, trace or traceback.format_exception(error)
-        self._errors.outputs = ({"output_type": "error", "ename": name, "evalue": str(error), "traceback": trace},)
+        self._errors.outputs = (as_output(error, trace),)
 
     # -- the process --------------------------------------------------------------------------------------------------
 

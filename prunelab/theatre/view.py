@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from prunelab.quantities import short
+
 Row = Mapping[str, Any]
 Marks = Sequence[tuple[int, float]]  # epochs after which it was pruned, and the share of the weights that went
 
@@ -187,7 +189,7 @@ def left(rows: Sequence[Row], budget: int, marks: Marks, weights: tuple[int, int
             words.append(f'<text class="small" x="{x + 3}" y="{y}">&minus;{100 * share:.0f} %</text>')
             room = x + 44
     decades = [10**power for power in range(bottom, math.floor(top + 1e-9) + 1)]
-    ticks = [(height(value), _short(value)) for value in decades[:: max(1, len(decades) // 4)]]
+    ticks = [(height(value), short(value)) for value in decades[:: max(1, len(decades) // 4)]]
     return _chart("weights left", budget, marks, ticks, line + "".join(words), [f"now {weights[0]:,}"])
 
 
@@ -271,10 +273,3 @@ def _ceiling(values: Iterable[float]) -> float:
 def _step(budget: int) -> int:
     """Epochs between two numbers on the axis: at most seven of them."""
     return next(step * 10**power for power in range(9) for step in (1, 2, 5) if budget / (step * 10**power) <= 6)
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
