@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from prunelab import models
+from prunelab import models, stats
 from prunelab.chains import ShrinkError
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
@@ -21,6 +23,7 @@ from prunelab.experiment import Results
 from prunelab.pruners import METHODS, build
 from prunelab.pruners.during import DuringTraining
 from prunelab.pruners.while_training import training_cost
+from prunelab.quantities import need
 from prunelab.report import latencies
 from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
@@ -210,6 +213,46 @@ def costs(study: Grid, results: Results) -> pd.DataFrame:
     return rounds.assign(kind=kind, theoretical_speedup=theory, fraction=1 - rounds["requested_sparsity"])
 
 
+def leads(
+    rounds: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], *, cost: str = "compression_ratio"
+) -> dict[str, stats.Interval]:
+    """By how much the test accuracy of one method lies above that of another at the same cost, run by run.
+
+    Accuracy is read between the rounds on a log scale of the cost, and the difference is averaged evenly over the range
+    that both runs cover. A run counts up to the round in which its last unit between inputs and outputs goes: from then
+    on it gives the same answer to everything, however it is trained, and one such round would decide the whole mean.
+
+    Args:
+        rounds: one row per run and round: strategy, seed, round, units, test_accuracy, ``cost``; the dense networks of
+            round 0 never count.
+        pairs: name -> two strategies.
+        cost: what is the same: ``"compression_ratio"``; ``"fraction"`` of the units or operations that is left.
+
+    Returns:
+        Name -> the paired interval over seeds of first - second, as a share of 1; NaN where no seed has a range that
+        both cover.
+    """
+    need(rounds, ["strategy", "seed", "round", "units", "test_accuracy", cost], "comparison.leads")
+    pruned = rounds[rounds["round"] > 0].sort_values("round", kind="stable")
+    connected = (pruned["units"] > 0).groupby([pruned["strategy"], pruned["seed"]]).cummin()
+    curves = {
+        key: (np.log(own[cost].to_numpy()), own["test_accuracy"].to_numpy())
+        for key, own in pruned[connected].sort_values(cost, kind="stable").groupby(["strategy", "seed"])
+    }
+    found = {}
+    for name, (first, second) in pairs.items():
+        seeds = [seed for seed in rounds["seed"].unique() if (first, seed) in curves and (second, seed) in curves]
+        found[name] = stats.mean_interval(_difference(curves[first, seed], curves[second, seed]) for seed in seeds)
+    return found
+
+
+def _difference(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> float:
+    """Mean height of one curve over another where both are, NaN where there is no such place; x of both rises."""
+    low, high = max(one[0][0], two[0][0]), min(one[0][-1], two[0][-1])
+    at = np.linspace(low, high, 101)
+    return float(np.mean(np.interp(at, *one) - np.interp(at, *two))) if low <= high else math.nan
+
+
 def trainings(results: Results, samples: int) -> pd.DataFrame:
     """What whole trainings cost and brought, one row per run: ``training_cost`` beside the last accuracy.
 
@@ -217,7 +260,7 @@ def trainings(results: Results, samples: int) -> pd.DataFrame:
         results: of methods that prune in one training.
         samples: of the training part.
     """
-    last = results.last[["id", "test_accuracy", "compression_ratio"]]
+    last = results.last[["strategy", "id", "test_accuracy", "compression_ratio"]]
     return training_cost(results.rounds, samples).merge(last).assign(round=0)
 
 

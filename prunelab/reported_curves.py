@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prunelab import paths
@@ -153,11 +152,6 @@ def lead(ours: pd.DataFrame, first: str, second: str, y: str, low: float = 0.0, 
         if len(at):
             differences[seed] = float(np.mean(np.interp(at, *a[seed]) - np.interp(at, *b[seed])))
     return stats.mean_interval(differences.values())
-
-
-def leads(ours: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], y: str = "test_accuracy") -> dict[str, Interval]:
-    """``lead`` of several pairs: name of the quantity -> (first, second)."""
-    return {name: lead(ours, first, second, y) for name, (first, second) in pairs.items()}
 
 
 def loss_at(ours: pd.DataFrame, strategy: str, fraction: float, y: str) -> Interval:

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunelab import cli
 from prunelab.checklist import checklist
-from prunelab.comparison import comparable, compare, costs, method_of, speedups, trainings
+from prunelab.comparison import comparable, compare, costs, leads, method_of, speedups, trainings
 from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
@@ -120,6 +120,43 @@ def test_a_method_without_scores_cannot_follow_counts(tmp_path):
         run_all([study["random"][0], run], store=Store(tmp_path), jobs=1, progress=False)
 
 
+def curve(strategy, points, seed=0):
+    """Compression -> accuracy, after a dense round of which nothing may be seen; a negative one: no unit is left."""
+    rows = [(strategy, seed, 0, 1.0, 1.0, 570.0, 0.0)]
+    rows += [(strategy, seed, n, x, 0.5**n, 9.0 * (x > 0), y) for n, (x, y) in enumerate(points.items(), 1)]
+    names = ["strategy", "seed", "round", "compression_ratio", "fraction", "units", "test_accuracy"]
+    return pd.DataFrame(rows, columns=names).assign(compression_ratio=lambda t: t["compression_ratio"].abs())
+
+
+@pytest.mark.parametrize(
+    ("points", "lead"),
+    [
+        ({2: 0.9, 4: 0.8, 8: 0.7}, 0.1),  # b has 0.8, 0.7, 0.6
+        ({4: 0.8, 16: 0.6}, 0.1),  # on a log scale 0.7 at 8; by rounds 0.0
+        ({2: 0.9, 4: 0.8, -8: 0.1}, 0.1),  # not the round in which the last unit is gone, which would make -0.07 of it
+        ({2: 0.9, -4: 0.1, 8: 0.9}, 0.1),  # nor what comes behind it
+        ({8: 0.7, 16: 0.7}, 0.1),  # they touch in one place
+        ({-2: 0.1, -4: 0.1}, np.nan),
+        ({9: 0.7, 16: 0.7}, np.nan),
+    ],
+)
+def test_methods_are_compared_at_equal_compression_while_both_are_connected(points, lead):
+    frame = pd.concat([curve("a", points), curve("b", {2: 0.8, 4: 0.7, 8: 0.6})])
+    assert leads(frame, {"x": ("a", "b")})["x"].mean == pytest.approx(lead, nan_ok=True)
+    assert leads(frame, {"x": ("b", "a")})["x"].mean == pytest.approx(-lead, nan_ok=True)
+
+
+def test_leads_are_paired_by_seed_and_can_be_taken_at_another_cost():
+    frame = pd.concat([curve("a", {2: 0.9, 4: 0.9}), curve("a", {2: 0.9, 4: 0.9}, 1), curve("b", {4: 0.8, 8: 0.6})])
+    frame = pd.concat([frame, curve("b", {4: 0.9, 8: 0.9}, 1), curve("b", {4: 0.1, 8: 0.1}, 2)])
+    found = leads(frame, {"x": ("a", "b"), "y": ("a", "c")})
+    assert (found["x"].mean, found["x"].n) == (pytest.approx(0.05), 2)
+    assert (np.isnan(found["y"].mean), found["y"].n) == (True, 0)
+    assert leads(frame, {"x": ("a", "b")}, cost="fraction")["x"].mean == pytest.approx(0.1)  # (0.1 + 0.3) / 2 and 0
+    with pytest.raises(PrunelabError, match="no column 'fractoin': did you mean 'fraction'"):
+        leads(frame, {}, cost="fractoin")
+
+
 def rows(models=("a", "b", "c"), seeds=3, compressions=(2, 4, 8, 16, 32), names=("random", "magnitude", "snip")):
     return pd.DataFrame(
         {
@@ -162,6 +199,11 @@ def test_the_checklist_ticks_what_is_there():
         ("the masks on new weights", rows()),
         ("one dense baseline for all", rows().assign(test_accuracy=lambda f: f.index / 1000)),
         ("one training budget for all", rows().assign(epoch=lambda f: f["epoch"] + (f["strategy"] == "snip"))),
+        ("one dense baseline for all", rows().query("round > 0")),
+        ("one training budget for all", rows().query("round == 0")),
+        ("compression and multiply-accumulates of every network", rows().query("round == 0")),
+        ("raw accuracies", rows().assign(test_accuracy=lambda f: f["test_accuracy"].where(f.index > 0))),
+        ("raw accuracies", pd.concat([rows(), rows()])),
     ],
 )
 def test_the_checklist_crosses_what_is_not(point, frame):

@@ -18,7 +18,8 @@ from prunelab.masks import Masks
 from prunelab.prefix import learning_macs, parts, stored, tail
 from prunelab.protocols import learn_and_drop
 from prunelab.pruners.during import Moment, Progress
-from prunelab.pruners.learn_and_drop import LearnAndDrop, settled, training_cost, units
+from prunelab.pruners.learn_and_drop import LearnAndDrop, settled, units
+from prunelab.pruners.while_training import training_cost
 from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.train import Member, Population, generator

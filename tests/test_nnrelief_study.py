@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab import models, tables
+from prunelab import models, papers, tables
 from prunelab.data import load
 from prunelab.experiment import run_all
-from prunelab.protocols import nnrelief, worse_change
-from prunelab.published_counts import counted_parameters, flops, published_rows
-from prunelab.reported_curves import best_test_epochs
+from prunelab.protocols.nnrelief import error_at, findings, nnrelief, worse_change
+from prunelab.reported_curves import best_test_epochs, mnist_comparison
 from prunelab.results import Store
 from prunelab.trained import masks_at
 
@@ -103,3 +102,34 @@ def test_the_optimiser_that_loses_more_decides_and_nobody_does_before_the_networ
     found = worse_change(rounds(dense, {"adam": [0.61, 0.63], "sgd": [0.47, 0.53]}))
     assert (found.mean, found.n) == (pytest.approx(-0.02), 2)  # (-0.03 - 0.01) / 2, of SGD
     assert worse_change(rounds(dense | {"sgd": [0.1, 0.2]}, dense)) is None
+
+
+def sized(strategy, seed, *points):
+    rows = [(strategy, seed, n, size, right) for n, (size, right) in enumerate(points)]
+    return pd.DataFrame(rows, columns=["strategy", "seed", "round", "compression_ratio", "test_accuracy"])
+
+
+def test_a_loss_of_accuracy_stands_beside_the_smaller_compression_of_both():
+    frame = pd.concat(
+        sized(rule, seed, (1.0, 0.5), (size + seed, 0.6), (2 * size + seed, 0.52))
+        for rule, size in (("adam", 3.0), ("sgd", 2.0))
+        for seed in (0, 1)
+    )
+    found = findings(frame)
+    assert found["worse_of_both"].mean == pytest.approx(0.02)
+    assert (found["least_compression"].mean, found["least_compression"].n) == (pytest.approx(4.5), 2)  # 4 and 5, of SGD
+
+
+def test_an_error_is_taken_at_the_first_round_that_is_compressed_enough():
+    runs = [sized("a", 0, (1, 0.99), (12, 0.98), (70, 0.9)), sized("a", 1, (1, 0.99), (11, 0.5), (15, 0.96))]
+    found = error_at(pd.concat([*runs, sized("a", 2, (1, 0.99), (5, 0.9))]), 12)
+    assert (found.mean, found.n) == (pytest.approx(3), 2)
+
+
+@pytest.mark.parametrize("network", ["lenet_300_100", "lenet_5"])
+def test_what_is_compared_with_is_the_row_of_the_table(network):
+    row = mnist_comparison(network).set_index("method").loc["Pruning (Han 2015)"]
+    claims = [c for c in papers.artefact(f"nnrelief/{network}").claims if c.id == "han"]
+    claims += [c for c in papers.artefact("nnrelief/comparison").claims if c.id == network]
+    assert [c.reported for c in claims] == [row["test_error"]] * 2
+    assert all(f" {row['compression']:.0f}," in c.text for c in claims)

@@ -397,7 +397,7 @@ def test_the_findings_are_differences_in_points_of_one_seed_each():
     assert found["accuracy_iris"].mean == pytest.approx(90.5)
     assert found["change_iris"].mean == pytest.approx(-0.5)  # -1 and 0
     assert found["bias_iris"].mean == pytest.approx(20)
-    assert found["score_iris"].mean == pytest.approx(1)  # half of the shares, 2 points each
+    assert found["score_iris"].mean == pytest.approx(2)  # at 40 %; over both shares it would be 1
     assert found["average_share"].mean == pytest.approx(40)
     assert "change_iris" not in findings(table, at=0.3)
 
@@ -434,6 +434,7 @@ FIT = (Sizes(1, 2, 4, 1), 2, draw())
         (lambda: lut_run(rounds=10), "rounds = 10 with share = 0.1 would remove every table"),
         (lambda: lut_run(source="irs"), "did you mean 'iris'"),
         (lambda: run_all([], progress=False), "is the number of seeds 0"),
+        (lambda: run_all({"luts": []}, progress=False), "no runs of 'luts' were asked for"),
         (lambda: run_all([Run()], jobs=0, progress=False), "jobs = 0"),
         (lambda: protocol([]), "no weightless model was named"),
         (lambda: weightless.fit(X, Y[:5], *FIT), r"samples \[6, 2\] and labels \[5\]"),

@@ -221,6 +221,25 @@ def test_training_costs_what_one_reckons_by_hand():
         training_cost(rounds.drop(columns="macs"), samples=10)
 
 
+def test_a_network_that_shrinks_stores_nothing_beside_one_of_which_layers_drop_out():
+    rounds = pd.DataFrame(
+        {
+            "strategy": ["shrinks", "drops", "drops", "shrinks"],
+            "round": [0, 0, 1, 1],
+            "macs": [100, 100, 100, 60],
+            "epochs": [2, 2, 2, 3],
+            "seconds": 1.0,
+            "prune_seconds": 0.0,
+        }
+    )
+    alone = training_cost(rounds, 10).set_index("strategy")
+    assert alone["forward_macs"].to_dict() == {"shrinks": 10 * 380, "drops": 10 * 400}
+    beside = training_cost(rounds.assign(learning_macs=[None, 100.0, 40.0, None]), 10).set_index("strategy")
+    assert list(beside.index) == ["shrinks", "drops"]
+    assert beside.loc["shrinks"].tolist() == alone.loc["shrinks"].tolist()
+    assert beside.loc["drops", "training_macs"] == 10 * (3 * (200 + 80) + 60)
+
+
 def test_the_planned_saving_by_hand():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1), nn.Flatten(), nn.Linear(4, 2))
     # of one pixel: 2 and 8 multiply-accumulates; after epoch 0 half of the filters are gone: 1 and 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunelab.protocols.dropnet import dropnet
 from prunelab.protocols.dyprune import ALSO_RISING, UNPRUNED, dyprune, dyprune_strategies
-from prunelab.protocols.nnrelief import nnrelief, worse_change
+from prunelab.protocols.nnrelief import nnrelief
 from prunelab.protocols.related import EXPECTED, UNITS, WEIGHTS, in_one_training, schedules
 from prunelab.protocols.weightless import weightless
 from prunelab.protocols.while_learning import dropneuron, learn_and_drop, play_and_prune, while_training
@@ -29,5 +29,4 @@ __all__ = [
     "schedules",
     "weightless",
     "while_training",
-    "worse_change",
 ]

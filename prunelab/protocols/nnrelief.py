@@ -123,6 +123,36 @@ def worse_change(rounds: pd.DataFrame) -> Interval | None:
     return min(changes, key=lambda change: change.mean)
 
 
+def findings(rounds: pd.DataFrame) -> dict[str, Interval | None]:
+    """What the claim that Adam and SGD both work comes to: accuracy lost, and the compression it was lost at.
+
+    Args:
+        rounds: strategy, seed, round, test_accuracy, compression_ratio; one row per run and round.
+
+    Returns:
+        ``worse_of_both``: of ``worse_change``; ``least_compression``: in the last round, of the one that compresses
+        least.
+    """
+    from prunelab import stats
+
+    last = rounds[rounds["round"] == rounds["round"].max()]
+    sizes = [stats.mean_interval(own) for _, own in last.groupby("strategy", sort=False)["compression_ratio"]]
+    return {"worse_of_both": worse_change(rounds), "least_compression": min(sizes, key=lambda size: size.mean)}
+
+
+def error_at(rounds: pd.DataFrame, least: float) -> Interval:
+    """Test error (%) of the first network of each run that is compressed so much: errors compare at one compression.
+
+    Args:
+        rounds: of one strategy: seed, round, compression_ratio, test_accuracy.
+        least: the compression; runs that do not reach it count as not measured.
+    """
+    from prunelab import stats
+
+    reached = rounds[rounds["compression_ratio"] >= least].sort_values("round").groupby("seed")["test_accuracy"].first()
+    return stats.mean_interval(100 * (1 - reached))
+
+
 def _moved(milestones: Sequence[int], whole: int, epochs: int) -> tuple[int, ...]:
     """Milestones at the same share of a shorter training."""
     return tuple(dict.fromkeys(max(1, round(m * epochs / whole)) for m in milestones if epochs > 1))

@@ -105,9 +105,9 @@ def findings(rounds: pd.DataFrame, at: float = 0.4, way: str = "discriminator + 
 
     Returns:
         For each model ``accuracy_`` of the dense network; ``change_`` from dense to ``at``; ``bias_`` (what the bias
-        gains at ``at`` where all tables compete); ``score_`` (what the score gains over random tables, averaged over
-        all shares). And ``average_share``: the largest share (%) that costs at most a point, averaged over the models,
-        of the seeds that all models have.
+        gains there where all tables compete); ``score_`` (what the score gains there over random tables; of a mean over
+        all shares the last few would make up most). And ``average_share``: the largest share (%) that costs at most a
+        point, averaged over the models, of the seeds that all models have.
     """
     from prunelab import stats
 
@@ -118,12 +118,10 @@ def findings(rounds: pd.DataFrame, at: float = 0.4, way: str = "discriminator + 
         gone = rows["requested_sparsity"].round(6)
         by_seed = rows.set_index(["strategy", "seed"])["percent"]
         dense, there = by_seed[(gone == 0).to_numpy()], by_seed[(gone == round(at, 6)).to_numpy()]
-        pruned = by_seed[(gone > 0).to_numpy()].groupby(level=[0, 1]).mean()
         found[f"accuracy_{name}"] = stats.mean_interval(dense[way])
         if len(there):
             found[f"change_{name}"] = stats.paired_difference(there[way], dense[way])
             found[f"bias_{name}"] = stats.paired_difference(there["global + bias"], there["global"])
-        if len(pruned):
-            found[f"score_{name}"] = stats.paired_difference(pruned[way], pruned["random + bias"])
+            found[f"score_{name}"] = stats.paired_difference(there[way], there["random + bias"])
     shares = largest_share(rounds).xs(way, level="strategy").unstack("model").dropna()
     return {**found, "average_share": stats.mean_interval(100 * shares.mean(axis=1))}

@@ -8,8 +8,7 @@ is made smaller, which saves forward operations. The score, the rule and the tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,7 @@ from prunelab.chains import whole_index
 from prunelab.errors import PrunelabError
 from prunelab.prefix import parts
 from prunelab.pruners.during import Change, Moment, Progress
-from prunelab.pruners.while_training import PASSES
-from prunelab.quantities import need
 from prunelab.settings import settings
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @settings
@@ -162,34 +156,3 @@ def settled(changes: Tensor, threshold: float, flat: float, lag: int = 1, patien
         return small.tolist()
     before, after = changes[-lag - patience : -lag], changes[-patience:]
     return (small | (((before - after) / before).abs() < flat).all(0)).tolist()
-
-
-def training_cost(rounds: pd.DataFrame, samples: int, by: Sequence[str] = ("strategy", "seed", "id")) -> pd.DataFrame:
-    """What whole trainings cost, counted and measured.
-
-    Args:
-        rounds: one row per run and round: round, macs, epochs, seconds, prune_seconds; ``learning_macs`` where layers
-            may drop out; ``by``.
-        samples: of the training part.
-        by: columns that name a run.
-
-    Returns:
-        One row per run: ``forward_macs``: of all forward passes, those that store features among them;
-        ``forward_share``: as a share of those of the whole network; ``training_macs``: forward and twice as much
-        backward through what learns (our own cost model); ``training_seconds``: measured, with the time of storing.
-    """
-    keys = [name for name in by if name in rounds]
-    need(rounds, [*keys, "round", "macs", "epochs", "seconds", "prune_seconds"], "training_cost")
-    learning = rounds["learning_macs"] if "learning_macs" in rounds else rounds["macs"]
-    rows = rounds.assign(learning=learning.fillna(rounds["macs"])).sort_values([*keys, "round"])
-    storing = rows["learning"] - rows.groupby(keys, sort=False)["learning"].shift(-1).fillna(rows["learning"])
-    passes = rows["learning"] * rows["epochs"]
-    spent = rows.assign(
-        forward_macs=(passes + storing) * samples,
-        training_macs=(PASSES * passes + storing) * samples,
-        training_seconds=rows["seconds"] + rows["prune_seconds"],
-        whole=rows["macs"] * rows["epochs"] * samples,
-    )
-    columns = ["forward_macs", "training_macs", "training_seconds", "whole"]
-    summed = spent.groupby(keys, sort=False)[columns].sum().reset_index()
-    return summed.assign(forward_share=summed["forward_macs"] / summed.pop("whole"))

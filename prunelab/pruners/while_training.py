@@ -223,18 +223,31 @@ def training_cost(rounds: pd.DataFrame, samples: int, by: Sequence[str] = ("stra
 
     Args:
         rounds: one row per run and round: macs (of the network that was trained in it), epochs, seconds, prune_seconds;
-            ``by``.
+            ``by``; where layers may drop out of the training, ``learning_macs`` and round.
         samples: of the training part.
         by: columns that name a run.
 
     Returns:
-        One row per run: ``training_macs``: macs x samples x 3 summed over all epochs (forward and twice as much
-        backward: our own cost model), and ``training_seconds``: measured, with the time of pruning.
+        One row per run: ``forward_macs``: of all forward passes, those that store features of layers that dropped out
+        among them; ``forward_share``: as a share of those of the whole network; ``training_macs``: forward and twice
+        as much backward through what learns (our own cost model); ``training_seconds``: measured, with the time of
+        pruning and storing.
     """
     keys = [name for name in by if name in rounds]
     need(rounds, [*keys, "macs", "epochs", "seconds", "prune_seconds"], "training_cost")
-    spent = rounds.assign(
-        training_macs=rounds["macs"] * rounds["epochs"] * samples * PASSES,
-        training_seconds=rounds["seconds"] + rounds["prune_seconds"],
+    rows = rounds.reset_index(drop=True)
+    learning, storing = rows["macs"], 0
+    if "learning_macs" in rows:  # NaN in the rows of methods that store nothing
+        learning = rows["learning_macs"].fillna(rows["macs"])
+        fewer = rows.sort_values("round").groupby(keys, sort=False)["learning_macs"].shift(-1)
+        storing = (rows["learning_macs"] - fewer).fillna(0)
+    passes = learning * rows["epochs"]
+    spent = rows.assign(
+        forward_macs=(passes + storing) * samples,
+        training_macs=(PASSES * passes + storing) * samples,
+        training_seconds=rows["seconds"] + rows["prune_seconds"],
+        whole=rows["macs"] * rows["epochs"] * samples,
     )
-    return spent.groupby(keys, sort=False)[["training_macs", "training_seconds"]].sum().reset_index()
+    columns = ["forward_macs", "training_macs", "training_seconds", "whole"]
+    summed = spent.groupby(keys, sort=False)[columns].sum().reset_index()
+    return summed.assign(forward_share=summed["forward_macs"] / summed.pop("whole"))
