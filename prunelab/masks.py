@@ -138,9 +138,14 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Set the pruned weights of ``model`` to zero, in place."""
-        if self:
-            torch._foreach_mul_(*self._bind(model))
+        """Set the pruned weights of ``model`` to zero, in place, whatever they were."""
+        if not self:
+            return
+        parameters, factors = self._bind(model)
+        torch._foreach_mul_(parameters, factors)
+        for parameter, mask in zip(parameters, self.values(), strict=True):
+            if not parameter.sum().isfinite():  # infinity times 0 is NaN; to fill in all of them takes far longer
+                parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Keep pruned weights pruned in a training loop of your own.
@@ -158,13 +163,18 @@ class Masks(Mapping[str, Tensor]):
             A handle: ``handle.remove()`` ends it, as does leaving ``with masks.hold(model, optimizer):``.
 
         Raises:
-            MaskError: the masks do not fit, or the optimiser does not train a masked parameter.
+            MaskError: the masks do not fit, or the optimiser does not train a masked parameter. Where optimisers share
+                a model, each holds the masks of its own parameters: ``Masks({name: masks[name] for name in own})``.
         """
+        if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
+            given = f"hold({type(model).__name__}, {type(optimizer).__name__})"
+            raise MaskError(f"{given}: the model comes first, then the optimiser")
         parameters, factors = self._bind(model)
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, parameter in zip(self, parameters, strict=True):
             if parameter.requires_grad and id(parameter) not in trained:
-                raise MaskError(f"the optimiser does not hold {name}: build it from the parameters of this very model")
+                what = "build it from the parameters of this very model; or, where another optimiser trains that one"
+                raise MaskError(f"the optimiser does not hold {name}: {what}, hold with each the masks of its own")
 
         @torch.no_grad()
         def again(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -177,6 +187,7 @@ class Masks(Mapping[str, Tensor]):
             torch._foreach_mul_(tensors, by)
 
         if self:
+            self.apply_(model)
             again(optimizer)
         return optimizer.register_step_post_hook(again if self else lambda *_: None)
 
@@ -281,9 +292,12 @@ def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
         weight = module._parameters.get("weight")
         if weight is None:
             why = "computed, as by torch.nn.utils.prune or a parametrisation: make it a plain parameter first"
-            raise MaskError(f"the weight of layer {name!r} is {why}")
+            raise MaskError(f"the weight of layer {name!r} is {why}, or prune the others by name, with layers=")
         if isinstance(weight, nn.parameter.UninitializedParameter):
-            raise MaskError(f"layer {name!r} is lazy and has no shape yet: run one batch through the model first")
+            raise MaskError(
+                f"layer {name!r} is lazy and has no shape yet: run one batch through the model first, or prune the "
+                "others by name, with layers="
+            )
         names.setdefault(id(weight), f"{name}.weight" if name else "weight")
     return list(names.values())
 

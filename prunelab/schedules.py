@@ -65,8 +65,7 @@ class Trigger:
     """DyPrune's decision, after an epoch, whether to prune now.
 
     Attributes:
-        kind: ``"static"``: every so many epochs; ``"dynamic"``: when the validation loss still falls, but slowly;
-            ``"never"``.
+        kind: ``"static"``: every so many epochs; ``"dynamic"``: when the validation loss still falls, but slowly.
         every: epochs between static prunings.
         minimum: lower end of the window on the relative gradient; at 0 a rising loss never triggers.
         maximum: upper end of it.
@@ -75,7 +74,7 @@ class Trigger:
     Source: the published code of DyPrune; the defaults are those of its class.
     """
 
-    kind: Literal["never", "static", "dynamic"] = "dynamic"
+    kind: Literal["static", "dynamic"] = "dynamic"
     every: int = 4
     minimum: float = 0.0
     maximum: float = 0.05
@@ -91,7 +90,7 @@ class Trigger:
             last: index into ``losses`` of the last pruning; None before the first.
         """
         now = len(losses) - 1
-        if self.kind == "never" or now < 1 or now >= epochs - 1:
+        if now < 1 or now >= epochs - 1:
             return False
         ratio = relative_gradient(losses)[now]
         if math.isnan(ratio):  # the loss has never fallen: nothing has been learnt that pruning could build on

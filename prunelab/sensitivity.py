@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners import Pruner, Ranking, build, first_masks
-from prunelab.pruners.activations import evaluating
-from prunelab.pruners.select import Granularity, check_amount, scored_names
+from prunelab.pruners.activations import evaluating, logits
+from prunelab.pruners.select import Granularity, amount_to_count, check_amount, scored_names
 from prunelab.settings import Prune
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -64,7 +64,7 @@ def sensitivity(
     method: str | Pruner = "magnitude",
     *,
     amounts: Sequence[float] = AMOUNTS,
-    layers: Iterable[str] = (),
+    layers: Iterable[str] | None = (),
     batches: Iterable[Any] | None = None,
     seed: int = 0,
     jobs: int | None = None,
@@ -79,8 +79,9 @@ def sensitivity(
         data: inputs as the model takes them, and labels [N]: samples that were not trained on, and not the test part
             where the result chooses anything.
         method: as for ``prune``.
-        amounts: fractions of each layer, in [0, 1).
-        layers: names; (): all that the method may prune.
+        amounts: fractions of each layer, in [0, 1); where one rounds to all that a small layer has, one less goes, as
+            the column ``sparsity`` tells.
+        layers: names; () or None: all that the method may prune.
         batches: inputs and targets, for methods that look at data.
         seed: of every random choice.
         jobs: threads that measure side by side, each with a copy of the model; None: one per core.
@@ -101,11 +102,13 @@ def sensitivity(
     given = None if batches is None else list(batches)
     scores = pruner.scores(model, given, first_masks(model, pruner, list(whole)), draw(seed))
 
+    may_empty = getattr(pruner, "allow_empty", False)
     tasks = [(layer, amount) for layer in whole for amount in sorted({0.0, *amounts})]
     chosen = []
     for layer, amount in tasks:
         alone = {name: score for name, score in scores.items() if name in (layer, *whole[layer])}
-        chosen.append(pruner.select(model, alone, whole[layer], amount, draw(seed)) if amount else whole[layer])
+        fewer = amount if may_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
+        chosen.append(pruner.select(model, alone, whole[layer], fewer, draw(seed)) if fewer else whole[layer])
 
     def accuracy(masks: Masks) -> float:
         own = copy.deepcopy(model)
@@ -124,9 +127,16 @@ def draw(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _layers(model: nn.Module, pruner: Pruner, layers: Iterable[str]) -> list[str]:
+def _leaving_one(amount: float, left: int) -> float:
+    """The amount, or where it rounds to all that are left, one by which all but one go, however it is rounded."""
+    if left < 2:
+        return 0.0
+    return amount if amount_to_count(amount, left) < left else (left - 0.75) / left
+
+
+def _layers(model: nn.Module, pruner: Pruner, layers: Iterable[str] | None) -> list[str]:
     """The layers that the method may prune, in forward order."""
-    if chosen := [layers] if isinstance(layers, str) else list(layers):
+    if chosen := [layers] if isinstance(layers, str) else list(layers or ()):
         return chosen
     masks = first_masks(model, pruner)
     granularity = getattr(pruner, "granularity", "weight")
@@ -153,4 +163,4 @@ def _workers(x: Tensor, jobs: int | None) -> Iterator[ThreadPoolExecutor]:
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> int:
     with evaluating(model):
         pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
-        return sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in pairs)
+        return sum(int((logits(model, inputs).argmax(1) == labels).sum()) for inputs, labels in pairs)

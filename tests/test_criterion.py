@@ -123,3 +123,44 @@ def test_invariants(method):
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(not m._forward_hooks and not m._forward_pre_hooks and m.training for m in model.modules())
+
+
+class Attention(nn.Module):
+    """One layer is called by the attention itself, and one by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.out(self.mix(x, x, x, need_weights=False)[0].mean(1))
+
+
+class Answers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return {"logits": self.b(self.a(x))}
+
+
+def test_a_layer_that_takes_no_part_has_no_slope_and_one_whose_inputs_nobody_sees_is_named():
+    model, batches = Attention(), [(torch.randn(6, 5, 4), torch.arange(6) % 3)]
+    slopes = loss_gradients(model, ["out.weight", "unused.weight"], batches)
+    assert slopes["out.weight"].any()
+    assert not slopes["unused.weight"].any()
+    masks = prune(model, "taylor", 0.1, batches=batches)  # 16 of the 16 that are unused would be 3 of 32 too many
+    assert masks.counts["unused.weight"] == 1
+    for layers, named in (((), "mix.out_proj"), (["out", "unused"], "unused")):
+        with pytest.raises(PrunelabError, match=f"layer '{named}' is not called as a module"):
+            prune(model, "wanda", 0.5, batches=batches, layers=layers)
+    assert prune(model, "wanda", 0.5, batches=batches, layers=["out"]).kept == 6
+
+
+@pytest.mark.parametrize("method", ["snip", "taylor", "dropnet_oracle", "retraining_free"])
+def test_a_model_that_gives_no_logits_is_refused_in_one_line(method):
+    batches = [(torch.randn(6, 4), torch.arange(6) % 3)]
+    with pytest.raises(PrunelabError, match=r"^Answers gives a dict: should be logits \[N, classes\][^\n]*$"):
+        prune(Answers(), method, 0.5, batches=batches)

@@ -188,6 +188,20 @@ def test_faithful_one_hidden_layer_lists_the_same_layers_again():
         assert shares == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.parametrize("score", ["l1", "random"])
+def test_faithful_one_hidden_layer_records_the_scores_that_decided(score):
+    model = mlp(6, 8, 3)
+    masks, state = Masks.ones(model), {}
+    for _ in range(3):
+        before = masks
+        change = act(DyPrune(rate=0.4, score=score, variant="faithful"), model, masks, state)
+        masks, state = change.masks, change.state
+        gone = torch.cat([change.scores[n][before[n] & ~masks[n]] for n in masks])
+        left = torch.cat([change.scores[n][masks[n]] for n in masks])
+        assert len(gone)
+        assert gone.max() < left.min()
+
+
 def test_faithful_collapse_is_a_failure_with_the_name_of_the_layer():
     model = net(4, 3, 3, 2)
     with torch.no_grad():

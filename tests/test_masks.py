@@ -166,6 +166,22 @@ def test_apply_zeroes_what_is_pruned_and_leaves_the_rest_bit_for_bit():
     Masks({}).apply_(model)
 
 
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_pruned_is_0_even_if_it_was_no_number(odd, dtype):
+    model = mlp().to(dtype)
+    masks = half(model)
+    for name, mask in masks.items():
+        model.get_parameter(name).data[~mask] = odd
+    held = copy.deepcopy(model)
+    masks.apply_(model)
+    masks.hold(held, torch.optim.SGD(held.parameters(), lr=0.1))
+    for network in (model, held):
+        assert revived(network, masks) == 0
+        for name, mask in masks.items():
+            assert torch.equal(network.get_parameter(name)[mask], mlp().to(dtype).get_parameter(name)[mask])
+
+
 # ----------------------------------------------------------------------------------------- nothing ever comes back
 
 
@@ -396,3 +412,19 @@ def test_html_is_escaped_well_formed_and_small_even_for_many_layers():
     assert evil in parser.text
     assert "... 953 more" in parser.text
     assert len(text.encode()) < 20_000
+
+
+def test_optimisers_that_share_a_model_hold_their_own_parts():
+    model = mlp()
+    masks = half(model)
+    parts = [["first"], ["second", "last"]]
+    for layers in parts:
+        own = [parameter for layer in layers for parameter in model.get_submodule(layer).parameters()]
+        optimizer = torch.optim.SGD(own, lr=0.1, momentum=0.9)
+        with pytest.raises(MaskError, match="where another optimiser trains that one, hold with each"):
+            masks.hold(model, optimizer)
+        with Masks({name: mask for name, mask in masks.items() if name.split(".")[0] in layers}).hold(model, optimizer):
+            train(model, optimizer)
+    assert revived(model, masks) == 0
+    with pytest.raises(MaskError, match=r"hold\(SGD, Sequential\): the model comes first"):
+        masks.hold(optimizer, model)

@@ -4,8 +4,10 @@ What stands on the disk before the mistake stands there after it, byte by byte, 
 """
 
 import contextlib
+import multiprocessing
 import urllib.error
 import urllib.request
+from concurrent.futures import ProcessPoolExecutor
 
 import filelock
 import nbformat
@@ -20,7 +22,6 @@ from prunelab import cli, data, gallery, notebook_runner, paths, prune, train
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
 from prunelab.masks import Masks
-from prunelab.notebook_runner import Job
 from prunelab.results import Checkpoint, Store, archive
 from prunelab.settings import Data, Model, Prune, Run, Train
 
@@ -365,18 +366,12 @@ def claimed_twice():
         pytest.fail("two hold one run")
 
 
-def two_to_one_place():
-    jobs = [Job(name, paths.Path("figure.ipynb"), paths.Path("out.ipynb")) for name in ("a", "b")]
-    notebook_runner.run_many(jobs, jobs=2)
-
-
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
         (claimed, f"{run().id} is being trained already: wait for it, or leave it out"),
         (lambda: Store().discard(run().id), f"{run().id} is being trained already"),
         (claimed_twice, "is claimed twice by the same process: name each run once"),
-        (two_to_one_place, "two notebooks would write"),
     ],
 )
 def test_two_at_once_are_told_apart_in_one_line(here, other, mistake, says):
@@ -412,13 +407,12 @@ run_all(runs, jobs=1, progress=False)
 @pytest.mark.notebook
 def test_two_notebooks_with_the_same_study_share_its_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNELAB_RUNS", str(tmp_path / "runs"))
-    jobs = []
-    for me in range(2):
-        path = tmp_path / f"{me}.ipynb"
+    notebooks = [tmp_path / f"{me}.ipynb" for me in range(2)]
+    for me, path in enumerate(notebooks):
         head = new_code_cell(f"me: int = {me}", metadata={"tags": ["parameters"]})
         nbformat.write(new_notebook(cells=[head, new_code_cell(STUDY)]), path)
-        jobs.append(Job(str(me), path, tmp_path / "out" / path.name))
-    assert [outcome.reason for outcome in notebook_runner.run_many(jobs, jobs=2)] == ["", ""]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(notebook_runner.run, notebooks, [tmp_path / "out" / path.name for path in notebooks]))
     assert len(Store().ids(unfinished=True)) == 2
     assert Store().rounds()["round"].tolist() == [0, 1, 0, 1]
     assert not list((tmp_path / "runs").glob("*.partial"))

@@ -10,6 +10,7 @@ from prunelab import models, papers, tables
 from prunelab.data import load
 from prunelab.experiment import run_all
 from prunelab.protocols.nnrelief import error_at, findings, nnrelief, worse_change
+from prunelab.published_counts import counted_parameters, flops, published_rows
 from prunelab.reported_curves import best_test_epochs, mnist_comparison
 from prunelab.results import Store
 from prunelab.trained import masks_at

@@ -18,7 +18,6 @@ from prunelab.pruners.during import Moment, Progress
 from prunelab.pruners.play_and_prune import (
     PlayAndPrune,
     first_threshold,
-    orthogonality,
     orthogonality_gradient,
     penalty_strength,
     with_sizes,
@@ -30,6 +29,12 @@ from prunelab.results import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 
 NORMS = [4.0, 1.0, 3.0, 2.0]
+
+
+def orthogonality(rows):
+    """||F F' - I||^2, F the rows divided by their lengths; rows of zeros count as absent."""
+    unit, there = nn.functional.normalize(rows), (rows != 0).any(1).to(rows)
+    return (unit @ unit.T - torch.diag(there)).square().sum()
 
 
 def net():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch.nn.utils import prune as torch_prune
 import prunelab
 from prunelab import PrunelabError, pruners
 from prunelab.masks import MaskError, Masks
+from prunelab.pruners import METHODS
+from prunelab.pruners.criterion import input_norms
 from prunelab.pruners.magnitude import Magnitude
 from prunelab.pruners.random import Random
 from prunelab.settings import Prune
@@ -247,6 +250,13 @@ def test_a_pruner_of_ones_own_needs_no_registry():
         (("dyprune", 0.5), {}, "'dyprune' does not prune finished models"),
         ((Magnitude(), 0.5), {"norm": 2}, "option 'norm' comes with a pruner that is already built"),
         ((Magnitude, 0.5), {}, "does not prune finished models"),
+        (("taylor", 0.5), {"batches": torch.zeros(4, 20)}, "batches is a bare tensor: give batches=[(x, y)]"),
+        (("movement", 0.5), {"start": {}}, "give start=, their state_dict, which has no '0.weight'"),
+        (
+            ("movement", 0.5),
+            {"start": dict(convnet().named_parameters())},
+            "0.weight has shapes (8, 1, 3, 3) in start=",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, options, words):
@@ -291,3 +301,71 @@ def test_a_path_that_would_end_is_named_although_each_layer_keeps_weights():
 def test_random_fields_are_those_of_magnitude_without_the_norm():
     names = [{field.name for field in dataclasses.fields(cls)} for cls in (Magnitude, Random)]
     assert names[0] - names[1] == {"norm"}
+
+
+# ------------------------------------------------------------------------------------------- a fraction for each layer
+
+
+def test_layers_with_amounts_of_their_own_may_not_cut_the_last_path_together():
+    model = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(3)])
+    model[0].weight.data = torch.tensor([[5.0, 5.0], [1.0, 1.0]])  # the second unit goes
+    model[1].weight.data = torch.tensor([[1.0, 5.0], [1.0, 5.0]])  # and all that does not read it
+    amounts = {"0": 0.5, "1": 0.5}
+    with pytest.raises(MaskError, match="layer '1' would die"):
+        prunelab.prune(model, "magnitude", amounts)
+    assert prunelab.prune(model, "magnitude", amounts, allow_empty=True).kept == 4
+    assert prunelab.prune(model, "magnitude", {"0": 0.5}).kept == 2
+
+
+def test_random_masks_of_equal_layers_differ_and_batches_last_for_all_of_them():
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    masks = prunelab.prune(model, "random", {"0": 0.5, "2": 0.5})
+    assert not torch.equal(masks["0.weight"], masks["2.weight"])
+    batches = [(torch.randn(8, 16), torch.arange(8))]
+    by_layer = [
+        prunelab.prune(model, "taylor", {"0": 0.5, "2": 0.3}, batches=each) for each in (batches, iter(batches))
+    ]
+    assert by_layer[0] == by_layer[1]
+
+
+def test_other_ways_to_say_the_same():
+    model, half = mlp(), np.float32(0.5)
+    wanted = prunelab.prune(model, "magnitude", 0.5)
+    assert prunelab.prune(model, "magnitude", half, layers=None) == wanted
+    again = prunelab.prune(model, "magnitude", {"0": half}, current=dict(wanted))
+    assert again == prunelab.prune(model, "magnitude", 0.5, layers=["0"], current=wanted)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "l1_neuron", "taylor", "random_neuron"])
+def test_a_layer_whose_weight_is_computed_is_in_the_way_of_no_other(method):
+    model = mlp()
+    nn.utils.parametrizations.weight_norm(model[4])
+    options = {"layers": ["0"], "batches": data(method)}
+    masks = prunelab.prune(model, method, 0.5, **options)
+    assert masks == prunelab.prune(mlp(), method, 0.5, **options)
+    with pytest.raises(MaskError, match=r"layer '4' is computed.* prune the others by name, with layers="):
+        prunelab.prune(model, method, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["l1_neuron", "l2_neuron", "glance"])
+def test_scores_of_half_precision_are_summed_in_float32(method, dtype):
+    model = nn.Sequential(nn.Linear(4096, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype)
+    model[0].weight.data.fill_(20.0)  # sums of 81,920 in size, where 65,504 is the largest of float16
+    model[0].weight.data[:2, :60] += 0.125  # too little for one of 81,920 in bfloat16
+    model[0].weight.data[0] *= -1
+    for seed in range(4):  # ties would draw lots
+        assert prunelab.prune(model, method, 0.5, seed=seed)["0.bias"].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("method", ["taylor", "wanda"])
+def test_data_of_half_precision_may_add_up_to_more_than_it_can_hold(method):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), 90 * torch.rand(64, 8)
+    batches = [(x.half(), torch.arange(64) % 3)]  # 64 squares of up to 8,100 each
+    scores = METHODS[method].pruner(**METHODS[method].preset).scores
+    for score in scores(model.half(), batches, Masks.ones(model), torch.Generator()).values():
+        assert score.dtype == torch.float32
+        assert score.isfinite().all()
+    if method == "wanda":
+        assert input_norms(model, ["0"], batches)["0"].tolist() == pytest.approx(x.norm(dim=0).tolist(), rel=1e-3)

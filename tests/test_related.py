@@ -8,7 +8,8 @@ from prunelab import models
 from prunelab.cost import layer_macs
 from prunelab.errors import PrunelabError
 from prunelab.experiment import run_all
-from prunelab.pruners import prune
+from prunelab.masks import MaskError, Masks
+from prunelab.pruners import build, prune
 from prunelab.pruners.during import Progress
 from prunelab.pruners.scheduled import Scheduled
 from prunelab.pruners.zero_keep import zero_skipped_macs
@@ -83,6 +84,14 @@ def test_glance_compares_mean_sizes_over_all_layers():
     assert most["2.weight"].any(1).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_glance_leaves_one_unit_in_each_layer_however_much_should_go(seed):
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1))
+    masks = prune(model, "glance", 0.9, seed=seed)  # 5 of 6
+    assert [int(masks[f"{layer}.bias"].sum()) for layer in "02"] == [1, 1]
+    assert prune(model, "glance", 0.9, seed=seed, allow_empty=True)["0.bias"].sum() < 2
+
+
 def test_glance_gives_layers_of_one_skip_the_same_filters():
     model = models.build(Model("resnet20", (4, 4, 8)), (3, 16, 16), 10, 0)
     groups = joined_layers(model, torch.randn(2, 3, 16, 16))
@@ -104,6 +113,16 @@ def test_zero_keep_drops_the_units_with_the_fewest_zeros():
     assert zero_skipped_macs(masks, layer_macs(model, (4,))) == 3 + 2
     with pytest.raises(PrunelabError, match=r"zeros = 1\.5: should be a share"):
         prune(model, "zero_keep", 0.3, zeros=1.5)
+
+
+def test_zero_keep_refuses_to_zero_a_whole_layer_unasked():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight.data *= 1e-6
+    pruner = build(Prune("zero_keep"))
+    with pytest.raises(MaskError, match=r"layer '2' would lose all 16 weights that it has left.*: lower zeros"):
+        pruner.zeroed(model, Masks.ones(model))
+    emptied = build(Prune("zero_keep", options={"allow_empty": True})).zeroed(model, Masks.ones(model))
+    assert emptied.counts["2.weight"] == 0
 
 
 def test_glance_prunes_residual_networks_of_a_run_by_the_groups_of_their_shortcuts(tmp_path):

@@ -122,3 +122,28 @@ def test_the_picture_says_in_words_what_it_shows():
     scan = Scan(rows({"a": [0.9, 0.9, 0.895, 0.5], "b": [0.9, 0.7, 0.9, 0.9]}))
     picture = plots.sensitivity(scan.frame, scan.amounts())
     assert "a: 90.0 % at 0, 50.0 % at 0.9" in picture.alt
+
+
+@pytest.mark.parametrize("method", ["magnitude", "l1_neuron", "dropnet"])
+def test_a_small_layer_keeps_one_whatever_the_amount(method):
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 3)),
+        torch.randn(30, 2),
+    )
+    scan = sensitivity(model, (x, torch.arange(30) % 3), method, batches=[(x, None)], jobs=1)
+    most = scan.frame.groupby("layer", sort=False)["sparsity"].max()
+    assert most.to_dict() == pytest.approx(
+        {"0": 7 / 8, "2": 3 / 4, "4": 2 / 3} if method == "magnitude" else {"0": 3 / 4, "2": 0}
+    )
+    wild = sensitivity(model, (x, torch.arange(30) % 3), "magnitude", amounts=(0.95,), allow_empty=True, jobs=1)
+    assert wild.frame["sparsity"].max() == 1
+
+
+def test_a_model_that_gives_no_logits_is_refused():
+    class Answers(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(PrunelabError, match="Answers gives a dict: should be logits"):
+        sensitivity(nn.Sequential(nn.Linear(4, 4), Answers(4, 2))[1], (torch.randn(9, 4), torch.arange(9) % 2))

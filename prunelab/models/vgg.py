@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -59,21 +60,5 @@ def vgg_like(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int
     return nn.Sequential(OrderedDict(**named, dropout=nn.Dropout(), output=output))
 
 
-def vgg11(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Sequential:
-    """8 convolutions, two fully connected layers before the output."""
-    return vgg(DEPTHS[11], input_shape, hidden, classes, dense=2)
-
-
-def vgg13(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Sequential:
-    """10 convolutions, two fully connected layers before the output."""
-    return vgg(DEPTHS[13], input_shape, hidden, classes, dense=2)
-
-
-def vgg16(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Sequential:
-    """13 convolutions, two fully connected layers before the output."""
-    return vgg(DEPTHS[16], input_shape, hidden, classes, dense=2)
-
-
-def vgg19(input_shape: tuple[int, ...], hidden: tuple[int, ...], classes: int) -> nn.Sequential:
-    """16 convolutions, two fully connected layers before the output."""
-    return vgg(DEPTHS[19], input_shape, hidden, classes, dense=2)
+# 8, 10, 13 and 16 convolutions, and two fully connected layers before the output
+vgg11, vgg13, vgg16, vgg19 = (functools.partial(vgg, depths, dense=2) for depths in DEPTHS.values())

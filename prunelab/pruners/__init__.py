@@ -7,7 +7,7 @@ frozen dataclass; made with ``prunelab.settings.settings`` its values are checke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -180,7 +180,7 @@ def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) ->
     if granularity in get_args(Granularity):
         competing = scored_names(model, masks, granularity)
         if layers and (idle := [layer_of(name) for name in masks if name not in competing]):
-            why = f"has no {granularity}s that may go, being of another kind or the last layer"
+            why = f"has no {granularity}s that may go, being of another kind or a layer that gives the answers"
             raise MaskError(f"layer {idle[0]!r} {why}: leave it out of layers")
     return masks
 
@@ -190,9 +190,9 @@ def prune(
     method: str | Pruner,
     amount: float | Mapping[str, float],
     *,
-    layers: Iterable[str] = (),
+    layers: Iterable[str] | None = (),
     batches: Iterable[Any] | None = None,
-    current: Masks | None = None,
+    current: Mapping[str, Tensor] | None = None,
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     **options: Any,
@@ -204,7 +204,8 @@ def prune(
         method: A name of ``METHODS``, or a pruner of your own.
         amount: Fraction of the remaining weights or units that goes, in [0, 1); or layer -> fraction, each layer pruned
             by itself, as ``sensitivity`` proposes.
-        layers: Names of the layers that may be pruned; ``()``: all Linear and Conv2d.
+        layers: Names of the layers that may be pruned; ``()`` or None: all Linear and Conv2d. Where units go, those
+            whose units are the outputs of the model stay whole; see ``select.scored_names``.
         batches: Inputs and targets, for methods that look at data.
         current: What earlier rounds left; None: everything is still there. ``amount`` is a fraction of this.
         start: Weights from before the training, parameter name -> tensor, for methods that compare with them.
@@ -218,7 +219,8 @@ def prune(
 
     Raises:
         PrunelabError: one line that says what is wrong, before any work; after it, unless ``allow_empty=True``, the
-            name of a layer that would lose all its weights, or at which the last path from the inputs would end.
+            name of a layer that would lose all its weights, or at which the last path from the inputs would end, of all
+            layers together.
     """
     how = {"layers": layers, "batches": batches, "current": current, "start": start, "seed": seed}
     return _pruned(model, method, amount, **how, **options)[0]
@@ -244,27 +246,6 @@ def prune_(model: nn.Module, method: str | Pruner, amount: float | Mapping[str, 
     return masks
 
 
-def _layer_by_layer(
-    model: nn.Module,
-    method: str | Pruner,
-    amounts: Mapping[str, float],
-    layers: Sequence[str],
-    current: Masks | None,
-    how: Mapping[str, Any],
-) -> tuple[Masks, Mapping[str, Tensor]]:
-    """Every layer by itself, with its own amount; those without one stay whole."""
-    if not amounts:
-        raise PrunelabError("amount names no layer: should be layer -> fraction, or one number for all")
-    if layers and (other := sorted({*layers} ^ {*amounts})):
-        raise PrunelabError(f"amount and layers differ at {other[0]!r}: name the layers in amount alone")
-    masks, weights = current or Masks({}), {}
-    for layer, own in amounts.items():
-        found, changed = _pruned(model, method, own, layers=[layer], current=current, **how)
-        masks &= found
-        weights |= changed
-    return masks, weights
-
-
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give parameters other values, in place: parameter name -> values of its shape."""
@@ -277,24 +258,18 @@ def _pruned(
     method: str | Pruner,
     amount: float | Mapping[str, float],
     *,
-    layers: Iterable[str] = (),
+    layers: Iterable[str] | None = (),
     batches: Iterable[Any] | None = None,
-    current: Masks | None = None,
+    current: Mapping[str, Tensor] | None = None,
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> tuple[Masks, Mapping[str, Tensor]]:
     """What ``prune`` gives, and the new values of weights."""
-    if isinstance(amount, Mapping):
-        how = {"batches": batches, "start": start, "seed": seed, **options}
-        return _layer_by_layer(
-            model, method, amount, [layers] if isinstance(layers, str) else list(layers), current, how
-        )
     if not isinstance(model, nn.Module):
         raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise PrunelabError(f"seed = {seed!r}: should be a whole number, 0 or more")
-    check_amount(amount)
     pruner = build(Prune(method=method, options=options)) if isinstance(method, str) else method
     if pruner is method and options:
         raise PrunelabError(f"option {min(options)!r} comes with a pruner that is already built: set it there")
@@ -302,22 +277,45 @@ def _pruned(
         what = repr(method) if isinstance(method, str) else type(method).__name__
         whole = ", ".join(name for name, entry in METHODS.items() if hasattr(entry.pruner, "masks"))
         raise PrunelabError(f"{what} does not prune finished models: train with it, or choose from {whole}")
-    masks = first_masks(model, pruner, layers)
+    if isinstance(batches, Tensor):
+        raise PrunelabError("batches is a bare tensor: give batches=[(x, y)], inputs and targets in pairs")
     if getattr(pruner, "needs_start", False) and start is not None:
         pruner = pruner.since(start)
-    chosen = {layer_of(name) for name in masks}
-    if current is not None:
-        current.check(model)
-        masks &= Masks({name: mask for name, mask in current.items() if layer_of(name) in chosen})
-    draw = torch.Generator().manual_seed(seed)
-    if isinstance(pruner, Reweighting):
-        after, weights = pruner.reweighted(model, batches, masks, amount, draw)
-    else:
-        after, weights = pruner.masks(model, batches, masks, amount, draw), {}
-    if current is not None:
-        after &= Masks({name: mask for name, mask in current.items() if layer_of(name) not in chosen})
+    before = current if isinstance(current, Masks) else Masks(current or {})
+    before.check(model)
+    parts = _parts(model, pruner, amount, layers)
+    if len(parts) > 1 and batches is not None:
+        batches = list(batches)  # every layer looks at them anew
+    after, weights, draw = Masks({}), {}, torch.Generator().manual_seed(seed)
+    for masks, own in parts:
+        chosen = {layer_of(name) for name in masks}
+        masks &= Masks({name: mask for name, mask in before.items() if layer_of(name) in chosen})
+        if isinstance(pruner, Reweighting):
+            found, changed = pruner.reweighted(model, batches, masks, own, draw)
+            weights |= changed
+        else:
+            found = pruner.masks(model, batches, masks, own, draw)
+        after &= found
+    after &= before
     dead = [] if getattr(pruner, "allow_empty", False) else dead_layers(model, after)
-    if dead and (newly := [name for name in dead if name not in dead_layers(model, current or Masks({}))]):
+    if dead and (newly := [name for name in dead if name not in dead_layers(model, before)]):
         what = f"layer {newly[0]!r} would die, since no kept weight connects it with the inputs"
         raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
     return after, weights
+
+
+def _parts(
+    model: nn.Module, pruner: Pruner, amount: float | Mapping[str, float], layers: Iterable[str] | None
+) -> list[tuple[Masks, float]]:
+    """What is pruned together, kept whole, and by how much: all layers, or each that has an amount of its own."""
+    layers = [layers] if isinstance(layers, str) else list(layers or ())
+    if not isinstance(amount, Mapping):
+        check_amount(amount)
+        return [(first_masks(model, pruner, layers), float(amount))]
+    if not amount:
+        raise PrunelabError("amount names no layer: should be layer -> fraction, or one number for all")
+    if layers and (other := sorted({*layers} ^ {*amount})):
+        raise PrunelabError(f"amount and layers differ at {other[0]!r}: name the layers in amount alone")
+    for own in amount.values():
+        check_amount(own)
+    return [(first_masks(model, pruner, [layer]), float(own)) for layer, own in amount.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab.errors import PrunelabError
+from prunelab.graph import evaluating
+from prunelab.pruners.scores import wide
 
 # What may stand between a layer and the place where its units are looked at; each treats every unit by itself.
 _POINTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Identity)
@@ -62,16 +63,13 @@ def unit_sums(
     return totals, samples
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode as long as the ``with`` lasts; afterwards each module has the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """What a classifier gives; refuses a model that gives something else, as a dict, in one line."""
+    found = model(x)
+    if not isinstance(found, Tensor):
+        what = f"{type(model).__name__} gives a {type(found).__name__}"
+        raise PrunelabError(f"{what}: should be logits [N, classes]; wrap it in a module that returns those alone")
+    return found
 
 
 def pieces(tensors: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -141,7 +139,7 @@ def _pass(model: nn.Module, places: Mapping[Place, str], x: Tensor, reduce: Redu
                 layer = places[place]
                 units = axis[layer] % output.dim()
                 positions = [i for i in range(1, output.dim()) if i != units]
-                found[layer] = reduce(output, positions).double()
+                found[layer] = reduce(wide(output), positions).double()
 
         return hook
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from prunelab.collapse import _chain
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners.select import Granularity, amount_to_count, unit_masks
@@ -56,15 +57,12 @@ class Coreset:
         radius: of the inputs that are thought of (beta; the code's ``upper_bound``, 1). With ReLU it changes nothing.
     """
 
+    granularity: ClassVar[Granularity] = "neuron"  # of fully connected layers alone
+
     importance: bool = True
     reweight: bool = True
     draws: Literal["distinct", "fixed"] = "distinct"
     radius: Annotated[float, Field(gt=0)] = 1.0
-
-    @property
-    def granularity(self) -> Granularity:
-        """Neurons: of fully connected layers alone."""
-        return "neuron"
 
     def masks(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
@@ -141,7 +139,7 @@ def pairs(model: nn.Module) -> list[Pair]:
     found: list[Pair] = []
     first: str | None = None
     between: list[nn.Module] = []
-    for name, module in _links(model):
+    for name, module in _chain(model) or ():
         if isinstance(module, nn.Linear):
             if first is not None:
                 found.append(Pair(first, name, nn.Sequential(*between)))
@@ -154,15 +152,6 @@ def pairs(model: nn.Module) -> list[Pair]:
         what = "a Linear that another one reads, with only an activation between them, in a (nested) nn.Sequential"
         raise PrunelabError(f"coreset needs {what}: this {type(model).__name__} has none")
     return found
-
-
-def _links(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules of nested Sequentials in their order; none for anything else, whose forward may do what it likes."""
-    for name, child in module._modules.items() if type(module) is nn.Sequential else ():
-        if type(child) is nn.Sequential:
-            yield from _links(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", child
 
 
 def sensitivity(weight: Tensor, bias: Tensor, read: Tensor, activation: nn.Module, radius: float = 1.0) -> Tensor:
@@ -203,19 +192,6 @@ def draw(probability: Tensor, size: int, generator: Generator, distinct: bool = 
 
 
 @torch.no_grad()
-def approximation_error(model: nn.Module, approximation: nn.Module, layer: str, inputs: Tensor) -> float:
-    """How far off what ``layer`` computes, before its activation, is: root mean square over that of the first model.
-
-    Args:
-        model: as it was.
-        approximation: thinned out before ``layer``.
-        layer: name of a module of both.
-        inputs: as the models take them.
-    """
-    return _distance(_before(approximation, layer, inputs), _before(model, layer, inputs))
-
-
-@torch.no_grad()
 def measure(
     networks: Mapping[int, nn.Module],
     ways: Mapping[str, tuple[str, Mapping[str, Any]]],
@@ -235,8 +211,9 @@ def measure(
         draws: of each network, way and share, with seeds 0, 1, ...
 
     Returns:
-        One row per way, share and network: strategy, fraction, seed, error (``approximation_error`` behind the first
-        layer that can be thinned out, when only that one is) and test_accuracy (when all are).
+        One row per way, share and network: strategy, fraction, seed, error (when only the first layer that can be
+        thinned out is: of what the next one computes before its activation, root mean square over that of the whole
+        network's) and test_accuracy (when all are).
     """
     import pandas as pd
 

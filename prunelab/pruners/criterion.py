@@ -11,11 +11,12 @@ from torch import Generator, Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks, layer_of
-from prunelab.pruners.activations import evaluating
-from prunelab.pruners.scores import reduce_to_units
+from prunelab.pruners.activations import evaluating, logits
+from prunelab.pruners.scores import reduce_to_units, wide
 from prunelab.pruners.select import (
     Granularity,
     Scope,
+    lowest_go,
     norms_behind,
     remove_lowest,
     scored_names,
@@ -102,12 +103,14 @@ class Criterion:
         self, model: nn.Module, names: Sequence[str], batches: Iterable[Any] | None, start: Mapping[str, Tensor] | None
     ) -> dict[str, Tensor]:
         """A score for every single weight; that of ``taylor`` still has its sign, so that it can be summed."""
-        now = {name: model.get_parameter(name).detach() for name in names}
+        now = {name: wide(model.get_parameter(name).detach()) for name in names}
         if self.score in _SINCE:
-            if start is None:
-                raise PrunelabError(
-                    f"score {self.score!r} compares with the weights before training: give start=, their state_dict"
-                )
+            if lacking := [name for name in names if name not in (start or {})]:
+                what = "give start=, their state_dict" + f", which has no {lacking[0]!r}" * (start is not None)
+                raise PrunelabError(f"score {self.score!r} compares with the weights before training: {what}")
+            if odd := [name for name in names if start[name].shape != now[name].shape]:
+                shapes = f"{tuple(start[odd[0]].shape)} in start= and {tuple(now[odd[0]].shape)} in the model"
+                raise PrunelabError(f"{odd[0]} has shapes {shapes}: give the state_dict of this very model")
             first = {name: start[name].detach().to(now[name]) for name in names}
             if self.score == "movement":
                 return {name: (now[name] - first[name]).abs() for name in names}
@@ -119,6 +122,9 @@ class Criterion:
             found = {name: now[name] * slopes[name] for name in names}
             return {name: value.abs() for name, value in found.items()} if self.score == "snip" else found
         sizes = input_norms(model, [layer_of(name) for name in names], batches)
+        if idle := [name for name in names if layer_of(name) not in sizes]:
+            why = "is not called as a module (it is unused, or part of an attention), so its inputs are not seen"
+            raise PrunelabError(f"layer {layer_of(idle[0])!r} {why}: name the others in layers=")
         return {name: now[name].abs() * _along_inputs(model, name, sizes[layer_of(name)]) for name in names}
 
     def select(
@@ -130,11 +136,7 @@ class Criterion:
             options["scope"] = "layer"
         return remove_lowest(model, scores, current, amount, generator, **options)
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
-        """Reads ``batches`` for ``snip``, ``taylor`` and ``wanda``."""
-        return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
+    masks = lowest_go  # reads batches for snip, taylor and wanda
 
 
 class Since:
@@ -156,11 +158,7 @@ class Since:
         """That of the criterion."""
         return self.criterion.select(model, scores, current, amount, generator)
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
-        """``select`` after ``scores``."""
-        return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
+    masks = lowest_go
 
 
 @settings
@@ -211,15 +209,16 @@ def loss_gradients(model: nn.Module, names: Sequence[str], batches: Iterable[Any
     """
     parameters = [model.get_parameter(name) for name in names]
     frozen = [parameter.requires_grad for parameter in parameters]
-    total, samples = [torch.zeros_like(parameter) for parameter in parameters], 0
+    total, samples = [torch.zeros_like(wide(parameter)) for parameter in parameters], 0
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for x, y in _pairs(batches):
-                loss = F.cross_entropy(model(x), y, reduction="sum")
-                for own, slope in zip(total, torch.autograd.grad(loss, parameters), strict=True):
-                    own += slope
+                loss = F.cross_entropy(wide(logits(model, x)), y, reduction="sum")
+                slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for own, slope in zip(total, slopes, strict=True):
+                    own += 0 if slope is None else slope  # None: an unused layer
                 samples += len(y)
     finally:
         for parameter, required in zip(parameters, frozen, strict=True):
@@ -234,7 +233,7 @@ def input_norms(model: nn.Module, layers: Sequence[str], batches: Iterable[Any] 
 
     def note(name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].square()
+            x = wide(inputs[0]).square()
             found = x.flatten(0, -2).sum(0) if isinstance(layer, nn.Linear) else x.sum((0, 2, 3))
             squares[name] = squares.get(name, 0) + found
 

@@ -7,7 +7,7 @@ the code of its authors. APoZ, with which its supplement compares: Hu et al., "N
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from prunelab.pruners.select import (
     Granularity,
     amount_to_count,
     keep_highest_units,
+    lowest_go,
     scored_names,
     unit_masks,
     units_of,
@@ -50,16 +51,13 @@ class DropNet:
         allow_empty: Whether a layer may lose all, as it may in the paper.
     """
 
+    granularity: ClassVar[Granularity] = "unit"
+
     metric: Metric = "minimum"
     scope: Literal["global", "layer"] = "global"
     variant: Variant = "corrected"
     one: bool = False
     allow_empty: bool = False
-
-    @property
-    def granularity(self) -> Granularity:
-        """Neurons and filters alike."""
-        return "unit"
 
     def scores(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
@@ -93,11 +91,7 @@ class DropNet:
         after = drop_units(scores, there, 0.0 if self.one else amount, generator, **how)
         return without_units(model, current, there, after, self.allow_empty)
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
-        """Reads ``batches`` unless the metric is ``random``."""
-        return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
+    masks = lowest_go  # reads batches unless the metric is random
 
 
 def drop_units(

@@ -125,20 +125,6 @@ def weight_gradient(weight: Tensor, l1: float, l2: float, dropneuron: float) -> 
     return total
 
 
-def penalty_value(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], l1: float, l2: float, dropneuron: float
-) -> float:
-    """The penalty itself, for tests and reports: l1 sum L1 + l2 sum L2 + dropneuron sum (li + lo)."""
-    total = 0.0
-    for tensor in (*weights, *biases):
-        total += SCALE * (l1 * tensor.abs().sum() + l2 * 0.5 * tensor.square().sum()).item()
-    for weight in weights:
-        squares = weight.square()
-        for axes in (tuple(range(1, weight.dim())), (0, *range(2, weight.dim()))):
-            total += SCALE * dropneuron * (squares.sum(axes) + EPS).sqrt().sum().item()
-    return total
-
-
 def neurons_left(weights: Sequence[Tensor], rule: CountingRule = "min") -> list[int]:
     """Neurons left of the inputs, each hidden layer and the outputs, by which weights are not zero.
 

@@ -1,8 +1,7 @@
 """DyPrune: prune while training, at a rate scaled to the size of the network, when the validation loss flattens.
 
 Source: Jonker, Poudel, Fajarda, Oliveira, Lopes and Matos, "DyPrune: Dynamic Pruning Rates for Neural Networks", EPIA
-    2023, LNCS 14115. Only
-the abstract could be read; rule, rate and defaults are those of the published code.
+2023, LNCS 14115. Only the abstract could be read; rule, rate and defaults are those of the published code.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, compact, remove_units, whole_index
 from prunelab.errors import PrunelabError
@@ -88,38 +87,30 @@ class DyPrune:
 
     def act(self, now: Moment) -> Change:
         """Remove weights, then the units they leave dead."""
-        model, masks, moments, state, generator = now.model, now.masks, now.moments, now.state, now.generator
+        model, masks, generator = now.model, now.masks, now.generator
         rate = dyprune_rate(masks.kept) if self.rate == "dynamic" else float(self.rate)
         names = list(masks)
         scores = magnitude(model, names) if self.score == "l1" else random(model, names, generator)
         if self.variant == "faithful":
-            return self._faithful(model, masks, moments, state, rate, scores, generator)
+            return self._faithful(now, rate, scores)
         fewer = keep_highest(scores, masks, amount_to_count(rate, masks.kept), generator, allow_empty=True)
         try:
             smaller = compact(model, fewer)
         except ShrinkError as error:
-            return Change(model, masks, moments, masks, whole_index(model), rate, note=f"pruning refused: {error}")
+            return Change(model, masks, now.moments, masks, whole_index(model), rate, note=f"pruning refused: {error}")
         left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
-        carried = {kind: {name: smaller.cut(name, t) for name, t in own.items()} for kind, own in moments.items()}
+        carried = {kind: {name: smaller.cut(name, t) for name, t in own.items()} for kind, own in now.moments.items()}
         return Change(smaller.model, left, carried, fewer, smaller.index, rate, scores)
 
-    def _faithful(
-        self,
-        model: nn.Sequential,
-        masks: Masks,
-        moments: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Tensor],
-        rate: float,
-        scores: Mapping[str, Tensor],
-        generator: Generator,
-    ) -> Change:
+    def _faithful(self, now: Moment, rate: float, scores: Mapping[str, Tensor]) -> Change:
         """As published; quirks 1, 3, 4, 5, 6 and 8 of deep networks, 2 and 7 of those with one hidden layer."""
+        model, masks, generator = now.model, now.masks, now.generator
         if len(chain(model)) == 2:
-            return self._faithful_one_hidden_layer(model, masks, moments, state, rate, scores, generator)
+            return self._faithful_one_hidden_layer(now, rate, scores)
         # The list of layers to prune is never emptied, so copies of the layers as they were after earlier prunings
         # compete with the live ones; of those copies nothing matters but the magnitudes of what they still hold.
         where = next(iter(masks.values())).device
-        stale = state.get(_STALE, torch.empty(0)).to(where)
+        stale = now.state.get(_STALE, torch.empty(0)).to(where)
         pool = {
             **scores,
             _STALE: stale if self.score == "l1" else torch.rand(len(stale), generator=generator).to(where),
@@ -132,15 +123,8 @@ class DyPrune:
         try:
             smaller = remove_units(model, _one_pass(fewer, model))
         except ShrinkError as error:
-            return Change(
-                model,
-                masks,
-                moments,
-                masks,
-                whole_index(model),
-                rate,
-                failure=f"{error} (the published code stops here too)",
-            )
+            why = f"{error} (the published code stops here too)"
+            return Change(model, masks, now.moments, masks, whole_index(model), rate, failure=why)
         for link in chain(smaller.model):
             bound = link.layer.in_features**-0.5
             drawn = torch.empty(len(link.layer.bias)).uniform_(-bound, bound, generator=generator)
@@ -150,18 +134,10 @@ class DyPrune:
         left.apply_(smaller.model)
         return Change(smaller.model, left, None, fewer, smaller.index, rate, scores, {_STALE: left_behind})
 
-    def _faithful_one_hidden_layer(
-        self,
-        model: nn.Sequential,
-        masks: Masks,
-        moments: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Tensor],
-        rate: float,
-        scores: Mapping[str, Tensor],
-        generator: Generator,
-    ) -> Change:
+    def _faithful_one_hidden_layer(self, now: Moment, rate: float, scores: Mapping[str, Tensor]) -> Change:
         """One hidden layer: nothing is removed nor reset; at the k-th pruning each layer stands k times on the list."""
-        times = int(state.get("events", torch.tensor(0))) + 1
+        masks, generator = now.masks, now.generator
+        times = int(now.state.get("events", torch.tensor(0))) + 1
         count = amount_to_count(rate, times * masks.kept)
         if self.score == "l1":  # the copies of a weight tie, and it goes as soon as one of them does
             fewer = keep_highest(scores, masks, -(-count // times), generator, allow_empty=True)
@@ -172,7 +148,9 @@ class DyPrune:
             fewer = masks
             for i in range(times):
                 fewer = fewer & Masks({name: kept[f"{name}/{i}"] for name in masks})
-        return Change(model, fewer, moments, fewer, whole_index(model), rate, scores, {"events": torch.tensor(times)})
+            scores = {name: torch.stack([draws[f"{name}/{i}"] for i in range(times)]).amin(0) for name in masks}
+        state = {"events": torch.tensor(times)}
+        return Change(now.model, fewer, now.moments, fewer, whole_index(now.model), rate, scores, state)
 
 
 def _one_pass(masks: Masks, model: nn.Sequential) -> dict[str, Tensor]:

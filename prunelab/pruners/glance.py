@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from prunelab.masks import Masks, layer_of
+from prunelab.pruners.scores import wide
 from prunelab.pruners.select import Granularity, keep_highest_units, scored_names, unit_masks, units_of
 from prunelab.settings import settings
 from prunelab.shrink import joined_layers
@@ -26,58 +27,30 @@ class Glance:
     the amount is a fraction of those that are left.
     """
 
+    granularity: ClassVar[Granularity] = "unit"
     keeps_one: ClassVar[bool] = True  # of every layer, by its own rule
 
     allow_empty: bool = False
 
-    @property
-    def granularity(self) -> Granularity:
-        """Neurons and filters alike."""
-        return "unit"
-
-    def scores(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: Generator
-    ) -> dict[str, Tensor]:
-        """Layer -> float32 [units], mean |w|; of layers that share a skip only the first has scores."""
-        names = scored_names(model, current, "unit")
-        followers = {layer for group in _shared(model, batches) for layer in group[1:]}
-        return {
-            layer_of(name): model.get_parameter(name).detach().abs().flatten(1).mean(1)
-            for name in names
-            if layer_of(name) not in followers
-        }
-
-    def lowest_gone(
-        self,
-        model: nn.Module,
-        scores: Mapping[str, Tensor],
-        current: Masks,
-        amount: float,
-        generator: Generator,
-        groups: tuple[tuple[str, ...], ...] = (),
-    ) -> Masks:
-        """What is left when the lowest scores are gone; ``groups`` are layers that share a skip."""
-        there = units_of(current, [f"{layer}.weight" for layer in scores])
-        left = {layer: int(keep.sum()) for layer, keep in there.items()}
-        count = round(amount * sum(left.values()))
-        best = {layer: score.masked_fill(~there[layer], -torch.inf).argmax() for layer, score in scores.items()}
-        safe = {
-            layer: score.clone().index_fill_(0, best[layer], torch.inf) if not self.allow_empty else score
-            for layer, score in scores.items()
-        }
-        after = keep_highest_units(safe, there, count, generator, allow_empty=True)
-        for first, *others in groups:
-            after |= {other: after[first] for other in others if first in after}
-        return current & unit_masks(model, after)
-
     def masks(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
     ) -> Masks:
-        """``lowest_gone`` after ``scores``; of ``batches`` only the first inputs are read, to follow skips."""
-        first = [batch for batch, _ in zip(batches or (), range(1), strict=False)]
-        scores = self.scores(model, first, current, generator)
-        groups = tuple(tuple(layer for layer in group) for group in _shared(model, first))
-        return self.lowest_gone(model, scores, current, amount, generator, groups)
+        """Of ``batches`` only the first inputs are read, to follow skips."""
+        groups = _shared(model, batches)
+        followers = {layer for group in groups for layer in group[1:]}
+        names = [name for name in scored_names(model, current, "unit") if layer_of(name) not in followers]
+        there = units_of(current, names)
+        scores = {layer_of(n): wide(model.get_parameter(n).detach()).abs().flatten(1).mean(1) for n in names}
+        left = {layer: int(keep.sum()) for layer, keep in there.items()}
+        count = round(amount * sum(left.values()))
+        if not self.allow_empty:
+            count = min(count, sum(units - 1 for units in left.values() if units))
+            best = {layer: score.masked_fill(~there[layer], -torch.inf).argmax() for layer, score in scores.items()}
+            scores = {layer: score.index_fill(0, best[layer], torch.inf) for layer, score in scores.items()}
+        after = keep_highest_units(scores, there, count, generator, allow_empty=True)
+        for first, *others in groups:
+            after |= {other: after[first] for other in others if first in after}
+        return current & unit_masks(model, after)
 
 
 def _shared(model: nn.Module, batches: Iterable[Any] | None) -> list[list[str]]:

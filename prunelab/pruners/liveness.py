@@ -17,6 +17,7 @@ from prunelab.channels import Survey
 from prunelab.graph import Graph, Node, traced
 from prunelab.masks import Masks, maskable
 from prunelab.pruners.activations import evaluating
+from prunelab.pruners.scores import wide
 from prunelab.pruners.signals import inputs
 
 
@@ -38,7 +39,7 @@ def mean_sizes(model: nn.Module, graph: Graph, names: Iterable[str], x: Tensor |
         def run_node(self, n: torch.fx.Node) -> Any:
             value = super().run_node(n)
             if n.name in wanted:  # at once, before an activation works in place
-                sums[n.name] = sums.get(n.name, 0) + value.abs().sum(0)
+                sums[n.name] = sums.get(n.name, 0) + wide(value).abs().sum(0)
             return value
 
     with evaluating(model):

@@ -7,7 +7,7 @@ prunes networks that learn by gradient; here it is applied to BTHOWeN, which lea
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,16 +44,13 @@ class Lut:
             covariance for classes of unequal size too, and the bias at its optimum.
     """
 
+    granularity: ClassVar[Literal["lut"]] = "lut"
+
     scope: Scope = "discriminator"
     score: Literal["correlation", "random"] = "correlation"
     compensate: bool = True
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     variant: Literal["faithful", "corrected"] = "corrected"
-
-    @property
-    def granularity(self) -> Literal["lut"]:
-        """Whole look-up tables."""
-        return "lut"
 
     def scores(self, responses: np.ndarray, y: np.ndarray, generator: Generator) -> Tensor:
         """Score of every filter, higher = keep.

@@ -18,6 +18,7 @@ from prunelab.errors import PrunelabError
 from prunelab.graph import Graph, trace
 from prunelab.masks import Masks, layer_of, maskable
 from prunelab.pruners.liveness import mean_sizes, silent_units, unit_rows, unread_units
+from prunelab.pruners.roles import outputs
 from prunelab.pruners.signals import Reduce, carries, inputs, pruning_set, signals
 from prunelab.settings import settings
 
@@ -132,9 +133,9 @@ class _Step:
         return Masks(found)
 
     def _silent(self, masks: Masks, layers: list[str], spared: set[str] = frozenset()) -> Masks:  # type: ignore[assignment]
-        """Units whose activation is 0 over the whole pruning set go; the last layer's units are the answers."""
-        answers = self.graph.weighted()[-1].module_name
-        layers = [name for name in layers if name != answers]
+        """Units whose activation is 0 over the whole pruning set go, but none of those that are the outputs."""
+        answers = outputs(self.model)
+        layers = [name for name in layers if self.model.get_submodule(name) not in answers]
         if not layers:
             return Masks({})
         with _pruned(self.model, masks):
@@ -148,6 +149,8 @@ class _Step:
         So do gates, which stay open where both bring as much.
         """
         sides = _sides(self.graph, masks)
+        if not sides:
+            return Masks({})
         least = (1 - self.rule.alpha_conv) / self.rule.alpha_conv
         with _pruned(self.model, masks):
             sizes = mean_sizes(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.pruners.activations import evaluating
+from prunelab.pruners.activations import evaluating, logits
 from prunelab.pruners.dropnet import Variant, drop_units, without_units
-from prunelab.pruners.select import Granularity, norms_behind, scored_names, units_of
+from prunelab.pruners.select import Granularity, lowest_go, norms_behind, scored_names, units_of
 from prunelab.settings import settings
 
 _ZERO_STAYS_ZERO = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
@@ -43,15 +43,12 @@ class Oracle:
         allow_empty: Whether a layer may lose all.
     """
 
+    granularity: ClassVar[Granularity] = "unit"
+
     scope: Literal["global", "layer"] = "global"
     variant: Variant = "corrected"
     one: bool = True
     allow_empty: bool = False
-
-    @property
-    def granularity(self) -> Granularity:
-        """Neurons and filters alike."""
-        return "unit"
 
     def scores(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
@@ -69,11 +66,7 @@ class Oracle:
         after = drop_units(scores, there, 0.0 if self.one else amount, generator, **how)
         return without_units(model, current, there, after, self.allow_empty)
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
-        """Reads inputs and targets of ``batches``, once."""
-        return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
+    masks = lowest_go  # reads inputs and targets, once
 
 
 @torch.no_grad()
@@ -132,7 +125,7 @@ class _EachByItself:
                 before = [parameter[unit].clone() for parameter in self.rows[layer]]
                 for parameter in self.rows[layer]:
                     parameter[unit] = 0
-                found.append(_cross_entropy(self.model(x), y).double().sum())
+                found.append(_cross_entropy(logits(self.model, x), y).double().sum())
                 for parameter, row in zip(self.rows[layer], before, strict=True):
                     parameter[unit] = row
             yield layer, torch.stack(found) if found else torch.zeros(0)

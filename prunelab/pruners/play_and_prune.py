@@ -228,14 +228,11 @@ def first_threshold(norms: Sequence[float], share: float) -> float:
     return (ranked[below - 1] + ranked[below]) / 2
 
 
-def orthogonality(rows: Tensor) -> Tensor:
-    """||F F' - I||^2, summed over all entries, F the rows divided by their lengths; rows of zeros count as absent."""
-    unit, there = _unit_rows(rows)
-    return (unit @ unit.T - torch.diag(there)).square().sum()
-
-
 def orthogonality_gradient(rows: Tensor) -> Tensor:
-    """Its gradient with respect to the rows [filters, inputs]; that of a row of zeros is zero."""
+    """Of ||F F' - I||^2, F the rows [filters, inputs] divided by their lengths; that of a row of zeros is zero.
+
+    Rows of zeros count as absent: the entry of I is 0 for them.
+    """
     unit, there = _unit_rows(rows)
     pull = 4 * (unit @ unit.T - torch.diag(there)) @ unit
     along = (pull * unit).sum(1, keepdim=True) * unit

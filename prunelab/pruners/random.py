@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunelab.masks import Masks
 from prunelab.pruners import scores as score
-from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names
+from prunelab.pruners.select import Granularity, Scope, lowest_go, remove_lowest, scored_names
 from prunelab.settings import settings
 
 
@@ -46,8 +46,4 @@ class Random:
         options = {"granularity": self.granularity, "scope": self.scope, "allow_empty": self.allow_empty}
         return remove_lowest(model, scores, current, amount, generator, **options)
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
-        """Needs no data: ``batches`` is not read."""
-        return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
+    masks = lowest_go  # reads no data

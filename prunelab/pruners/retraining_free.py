@@ -11,7 +11,7 @@ import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
+from prunelab.pruners.activations import logits
 from prunelab.quantities import need
 from prunelab.settings import Fraction, settings
 
@@ -55,16 +56,13 @@ class RetrainingFree:
         top: an answer counts as right when the class is among so many.
     """
 
+    held_out: ClassVar[bool] = True  # it is to choose by data that the model has not learnt
+
     rule: Rule = "relative"
     tolerance: Fraction = 0.01
     steps: Annotated[int, Field(ge=2)] = 20
     limit: Annotated[float, Field(gt=0)] = 0.1
     top: Annotated[int, Field(ge=1)] = 1
-
-    @property
-    def held_out(self) -> bool:
-        """It is to choose by data that the model has not learnt."""
-        return True
 
     @torch.no_grad()
     def masks(
@@ -299,8 +297,8 @@ class _Judge:
         return right / sum(len(y) for _, y in self.batches)
 
     def _answers(self, x: Tensor) -> Tensor:
-        logits = self.copy(x)
-        return logits.topk(min(self.top, logits.shape[1]), 1).indices
+        found = logits(self.copy, x)
+        return found.topk(min(self.top, found.shape[1]), 1).indices
 
 
 def _quantile(weight: Tensor, share: float) -> float:

@@ -23,10 +23,16 @@ def magnitude(model: nn.Module, names: Sequence[str], norm: int = 1) -> dict[str
         norm: 1 or 2.
 
     Returns:
-        Parameter name -> score, shape and dtype of the parameter.
+        Parameter name -> score, of the parameter's shape; at least float32.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: parameters[name].abs() if norm == 1 else parameters[name].square() for name in names}
+    values = {name: wide(parameters[name]) for name in names}
+    return {name: value.abs() if norm == 1 else value.square() for name, value in values.items()}
+
+
+def wide(values: Tensor) -> Tensor:
+    """The same numbers as float32 where they have fewer bits: sums of these would round, and end at 65,504."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def random(
@@ -47,4 +53,4 @@ def random(
 
 def reduce_to_units(scores: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Sum the scores of each neuron's or filter's incoming weights: layer name -> score per unit, 1-D."""
-    return {layer_of(name): scores[name].flatten(1).sum(1) for name in names}
+    return {layer_of(name): wide(scores[name]).flatten(1).sum(1) for name in names}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab.errors import PrunelabError, nearest
-from prunelab.masks import MaskError, Masks, layer_of, prunable
+from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.partition import kth_lowest
+from prunelab.pruners.roles import norms_behind, outputs
 
 Granularity = Literal["weight", "neuron", "filter", "unit"]
 Scope = Literal["global", "layer"]
@@ -42,7 +43,7 @@ def amount_to_count(
 
 def check_amount(amount: float) -> None:
     """Refuse an amount that is no fraction of what remains."""
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
+    if isinstance(amount, bool) or not isinstance(amount, Real) or not 0 <= amount < 1:
         what = "it is the fraction of the remaining units that goes"
         raise PrunelabError(f"amount = {amount!r}: should be at least 0 and below 1; {what}")
 
@@ -126,39 +127,28 @@ def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
     return Masks(masks)
 
 
-def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
-    """Layer -> the BatchNorm that scales its units: between it and the next weighted layer, by the order of modules."""
-    found: dict[str, str] = {}
-    layer = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            layer = name
-        elif isinstance(module, _BatchNorm) and layer in layers and layer not in found:
-            fits = module.num_features == len(model.get_submodule(layer).weight)
-            found |= {layer: name} if fits else {}
-    return found
-
-
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
-    """The weights in ``current`` whose entries, or whose units, compete.
+    """The weights in ``current`` whose entries, or whose units, compete, in the order of the modules.
 
-    Neurons are the outputs of Linear layers, filters those of Conv2d layers, units both. The last layer of the model,
-    by the order of its modules, gives the answers, so its units never compete (our own rule).
+    Neurons are the outputs of Linear layers, filters those of Conv2d layers, units both. Layers that give the answers
+    have no units that compete (our own rule): those whose units reach what the model returns with no weights in
+    between, as both heads of a network with two; where the model cannot be traced, the last layer that it declares.
 
     Raises:
         MaskError: none competes.
     """
-    everything = prunable(model)
-    names = [name for name in everything if name in current]
-    kind = {"neuron": nn.Linear, "filter": nn.Conv2d}.get(granularity, nn.Module)
-    if granularity != "weight":
-        hidden = [name for name in names if name != everything[-1]]
-        names = [name for name in hidden if isinstance(model.get_submodule(layer_of(name)), kind)]
+    kind = {"neuron": nn.Linear, "filter": nn.Conv2d}.get(granularity, nn.Linear | nn.Conv2d)
+    answers = {id(layer._parameters.get("weight")) for layer in outputs(model)} if granularity != "weight" else set()
+    names: dict[int, str] = {}  # a weight that layers share competes once
+    for layer, module in model.named_modules():
+        name = f"{layer}.weight" if layer else "weight"
+        if name in current and isinstance(module, kind) and id(module.weight) not in answers:
+            names.setdefault(id(module.weight), name)
     if not names:
-        what = {nn.Module: "layer"}.get(kind, kind.__name__)
+        what = kind.__name__ if isinstance(kind, type) else "layer"
         where = "masked layer" if granularity == "weight" else f"masked {what} before the last layer"
         raise MaskError(f"granularity {granularity!r}: the model has no {where}, so there is nothing to prune")
-    return names
+    return list(names.values())
 
 
 def remove_lowest(
@@ -192,6 +182,18 @@ def remove_lowest(
         count = {name: amount_to_count(amount, remaining) for name, remaining in left.items()}
     after = keep_highest(scores, there, count, generator, allow_empty)
     return current & unit_masks(model, after) if units else after
+
+
+def lowest_go(
+    self: Any,
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    current: Masks,
+    amount: float,
+    generator: torch.Generator,
+) -> Masks:
+    """``masks`` of a pruner that ranks: ``select`` after ``scores``, which alone may read ``batches``."""
+    return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
 
 
 def keep_as_many(

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
-from prunelab.masks import Masks, layer_of
+from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.scores import magnitude
 from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names, units_of
 from prunelab.settings import settings
@@ -29,6 +29,7 @@ class ZeroKeep:
         allow_empty: whether a layer may lose all.
     """
 
+    granularity: ClassVar[Granularity] = "unit"
     keeps_one: ClassVar[bool] = True  # of every layer, by its own rule
 
     zeros: float = 0.5
@@ -39,11 +40,6 @@ class ZeroKeep:
         """Refuse a share that means nothing."""
         if not 0 <= self.zeros < 1:
             raise ValueError(f"zeros = {self.zeros}: should be a share of the weights, at least 0 and below 1")
-
-    @property
-    def granularity(self) -> Granularity:
-        """Neurons and filters alike."""
-        return "unit"
 
     def masks(
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
@@ -57,10 +53,15 @@ class ZeroKeep:
         if not self.allow_empty:
             best = {layer: value.masked_fill(~there[layer], -torch.inf).argmax() for layer, value in share.items()}
             scores = {layer: score.index_fill(0, best[layer], torch.inf) for layer, score in scores.items()}
-        return self._without(model, scores, zeroed, amount, generator)
+        options = {"granularity": "unit", "scope": self.scope, "allow_empty": self.allow_empty}
+        return remove_lowest(model, scores, zeroed, amount, generator, **options)
 
     def zeroed(self, model: nn.Module, current: Masks) -> Masks:
-        """``current`` without its smallest weights, so that the share of zeros among all is ``zeros``."""
+        """``current`` without its smallest weights, so that the share of zeros among all is ``zeros``.
+
+        Raises:
+            MaskError: a layer has small weights alone, and may not lose all.
+        """
         names = [name for name in current if current[name].dim() > 1]
         size = magnitude(model, names)
         total = sum(current[name].numel() for name in names)
@@ -70,13 +71,11 @@ class ZeroKeep:
             return current
         values = torch.cat([size[name][current[name]].flatten() for name in names])
         threshold = values.kthvalue(min(missing, len(values))).values
-        return current & Masks({name: size[name] > threshold for name in names})
-
-    def _without(
-        self, model: nn.Module, scores: Mapping[str, Tensor], zeroed: Masks, amount: float, generator: Generator
-    ) -> Masks:
-        options = {"granularity": "unit", "scope": self.scope, "allow_empty": self.allow_empty}
-        return remove_lowest(model, scores, zeroed, amount, generator, **options)
+        after = current & Masks({name: size[name] > threshold for name in names})
+        if not self.allow_empty and (lost := [n for n in names if current.counts[n] and not after.counts[n]]):
+            what = f"layer {layer_of(lost[0])!r} would lose all {current.counts[lost[0]]} weights that it has left"
+            raise MaskError(f"{what}, as small as they are: lower zeros, leave the layer out, or say allow_empty=True")
+        return after
 
 
 def zero_skipped_macs(masks: Masks, layer_macs: Mapping[str, int]) -> int:
