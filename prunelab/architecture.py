@@ -7,6 +7,7 @@ evaluation mode. What is read is built from the lists below only, so a file cann
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import operator
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def build(described: Mapping[str, Any]) -> nn.Module:
 def _layer(model: nn.Module) -> dict[str, Any] | None:
     """A known layer with all that it was built from, or a chain of them."""
     if type(model) is nn.Sequential:
-        parts = [(name, _layer(child)) for name, child in model.named_children()]
+        parts = [(name, _layer(child)) for name, child in model._modules.items()]  # one that comes twice, too
         return None if any(part is None for _, part in parts) else {"Sequential": parts}
     if type(model) not in _LAYERS or any(value is None for value in _arguments(model).values()):
         return None
@@ -119,6 +120,7 @@ class _UnwritableError(Exception):
     """A call or an argument that is not on the lists."""
 
 
+@functools.cache
 def _calls() -> dict[str, Any]:
     """Name in a file -> function."""
     homes = (("operator", operator), ("torch", torch), ("functional", F))

@@ -8,12 +8,14 @@ unread one; after both nothing more can die, so the result is the fixed point.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from prunelab.collapse import reads_units
 from prunelab.errors import PrunelabError
 
 _ELEMENTWISE = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Dropout)
@@ -89,21 +91,30 @@ def chain(model: nn.Module) -> list[_Link]:
     """The weighted layers of a plain chain, in forward order.
 
     Raises:
-        ShrinkError: the model is no ``nn.Sequential``, or holds a module that this file does not understand; it is
-            named.
+        ShrinkError: the model is no ``nn.Sequential``, or holds a module that this file does not understand, or a layer
+            whose inputs may be others than the units of the layer before; it is named.
     """
     if type(model) is not nn.Sequential:
         raise ShrinkError(
             f"{type(model).__name__} is not a plain nn.Sequential chain; only chains of layers can be shrunk"
         )
     links: list[tuple[str, nn.Linear | nn.Conv2d, list[nn.Module]]] = []
-    for name, module in model.named_children():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+    used: set[int] = set()
+    for name, module in model._modules.items():  # named_children() leaves out a module that comes twice
+        where = f"module {name!r} ({type(module).__name__})"
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ShrinkError(f"{where} has hooks, which may change what it gives")
+        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1):
+            own = {id(parameter) for parameter in module._parameters.values() if parameter is not None}
+            if used & own:
+                raise ShrinkError(f"{where} shares its weight or bias with another layer, or comes twice")
+            if links and not reads_units(links[-1][1], links[-1][2], module):
+                raise ShrinkError(f"{where} may read something else than the units of {links[-1][0]!r} in their order")
+            used |= own
             links.append((name, module, []))
-        elif not isinstance(module, (*_ELEMENTWISE, *_POOLING, nn.Flatten)):
+        elif type(module) not in (*_ELEMENTWISE, *_POOLING, nn.Flatten):
             raise ShrinkError(
-                f"module {name!r} ({type(module).__name__}) is not understood; "
-                "shrink knows Linear, Conv2d, element-wise activations, pooling and Flatten"
+                f"{where} is not understood; shrink knows Linear, Conv2d, element-wise activations, pooling and Flatten"
             )
         elif links:
             links[-1][2].append(module)
@@ -115,11 +126,11 @@ def _by_unit(weight: Tensor, units: int) -> Tensor:
     return weight.reshape(weight.shape[0], units, weight[0].numel() // units if len(weight) else 1)
 
 
-def _effective(model: nn.Module, masks: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
-    parameters = dict(model.named_parameters())
-    if name not in parameters:
+def _effective(link: _Link, what: str, masks: Mapping[str, Tensor] | None) -> Tensor | None:
+    parameter, name = getattr(link.layer, what), f"{link.name}.{what}"
+    if parameter is None:
         return None
-    value = parameters[name].detach()
+    value = parameter.detach()
     return value * masks[name].to(value) if masks is not None and name in masks else value.clone()
 
 
@@ -127,15 +138,15 @@ def _effective(model: nn.Module, masks: Mapping[str, Tensor] | None, name: str) 
 def _survey(model: nn.Module, masks: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Which units of each hidden layer are needed (bool), and the biases after all constants were folded."""
     links = chain(model)
-    weights = [_effective(model, masks, f"{link.name}.weight") for link in links]
-    biases = [_effective(model, masks, f"{link.name}.bias") for link in links]
+    weights = [_effective(link, "weight", masks) for link in links]
+    biases = [_effective(link, "bias", masks) for link in links]
     varying = [torch.ones(w.shape[0], dtype=torch.bool, device=w.device) for w in weights]
     for i in range(len(links) - 1):  # forward: what is constant, and its value
         read = weights[i] != 0
         if i:
             read = _by_unit(read, len(varying[i - 1]))[:, varying[i - 1]]
         constant = ~read.flatten(1).any(1)
-        emitted = biases[i] if biases[i] is not None else weights[i].new_zeros(len(constant))
+        emitted = weights[i].new_zeros(len(constant)) if biases[i] is None else biases[i].clone()  # some work in place
         for module in links[i].between:
             if isinstance(module, _ELEMENTWISE) and not isinstance(module, nn.Dropout):
                 emitted = module(emitted)
@@ -143,7 +154,8 @@ def _survey(model: nn.Module, masks: Mapping[str, Tensor] | None) -> tuple[dict[
         columns = _by_unit(weights[i + 1], len(constant))
         effect = columns.sum(2)  # a constant map adds the sum of its kernel at every position
         padded = isinstance(following, nn.Conv2d) and any(p != 0 for p in _pairs(following.padding))
-        padded |= any(isinstance(m, nn.AvgPool2d) and any(p != 0 for p in _pairs(m.padding)) for m in links[i].between)
+        averages = [module for module in links[i].between if isinstance(module, nn.AvgPool2d)]
+        padded |= any(m.divisor_override or any(p != 0 for p in _pairs(m.padding)) for m in averages)
         if padded:  # zeros enter at the border, so a constant other than 0 does not act as a bias there
             constant &= (emitted == 0) | ~(columns != 0).any(2).any(0)
         if biases[i + 1] is None:
@@ -186,7 +198,7 @@ def remove_units(model: nn.Sequential, units: Mapping[str, Tensor]) -> Shrunk:
     """
     links = chain(model)
     index: dict[str, tuple[Tensor, ...]] = {}
-    replaced: dict[str, nn.Module] = {}
+    parts: dict[int, nn.Parameter] = {}
     before: Tensor | None = None  # kept units of the layer before; None: the input, which stays whole
     width = 0
     for link in links:
@@ -197,37 +209,22 @@ def remove_units(model: nn.Sequential, units: Mapping[str, Tensor]) -> Shrunk:
         columns = torch.arange(own.shape[1])
         if before is not None:
             columns = columns.view(width, -1)[before].flatten()
-        axes = (rows, columns, *(torch.arange(size) for size in own.shape[2:]))
-        index[f"{link.name}.weight"] = axes
-        new = _smaller(layer, len(rows), len(columns))
-        new.weight = nn.Parameter(cut(own.detach(), axes))
+        index[f"{link.name}.weight"] = (rows, columns, *(torch.arange(size) for size in own.shape[2:]))
         if layer.bias is not None:
             index[f"{link.name}.bias"] = (rows,)
-            new.bias = nn.Parameter(cut(layer.bias.detach(), (rows,)))
-        replaced[link.name], before, width = new, rows, own.shape[0]
-    new_model = nn.Sequential()
-    for name, module in model.named_children():
-        new_model.add_module(name, replaced.get(name, module))
-    new_model.train(model.training)
-    return Shrunk(new_model, {link.name: index[f"{link.name}.weight"][0] for link in links[:-1]}, index)
-
-
-def _smaller(layer: nn.Linear | nn.Conv2d, outputs: int, inputs: int) -> nn.Linear | nn.Conv2d:
-    """An empty layer of the same kind; built on the meta device, so that no random number is drawn."""
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(inputs, outputs, bias=bias, device="meta")
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        bias=bias,
-        padding_mode=layer.padding_mode,
-        device="meta",
-    )
+        for what, parameter in layer.named_parameters():
+            part = cut(parameter.detach(), index[f"{link.name}.{what}"])
+            parts[id(parameter)] = nn.Parameter(part, requires_grad=parameter.requires_grad)
+        before, width = rows, own.shape[0]
+    made = copy.deepcopy(model, dict(parts))  # with these parameters for the old ones
+    for link in links:
+        layer = made._modules[link.name]
+        outputs, inputs = layer.weight.shape[:2]
+        if isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = outputs, inputs
+        else:
+            layer.out_channels, layer.in_channels = outputs, inputs
+    return Shrunk(made, {link.name: index[f"{link.name}.weight"][0] for link in links[:-1]}, index)
 
 
 @torch.no_grad()

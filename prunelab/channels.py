@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.graph import Graph, Node
+from prunelab.graph import Graph, Name, Node
 from prunelab.masks import maskable
 
 
@@ -92,6 +92,7 @@ class Survey:
         self.shared |= {n.module_name for n in graph.weighted() if "weight" not in n.module._parameters}
         for node in graph:
             self._visit(node)
+        self._keep_what_leads_nowhere()
         self.root = torch.tensor([self._sets.find(i) for i in range(len(self._sets.parent))], dtype=torch.long)
 
     def parameter(self, module: str, name: str) -> Tensor | None:
@@ -131,6 +132,16 @@ class Survey:
         for number in value.ids.tolist():
             self._fixed.setdefault(number, why)
 
+    def _keep_what_leads_nowhere(self) -> None:
+        """A last layer whose outputs are thrown away, as those of an auxiliary head in evaluation mode, stays whole."""
+        leads: set[str] = set()
+        for node in reversed(list(self.graph)):
+            if node.kind in ("linear", "conv") and node.name not in leads:
+                self._fix(self.values[node.name], "no output of the model depends on it")
+            elif node.kind != "output" and node.name not in leads:
+                continue
+            leads.update(node.inputs)
+
     def _mixed(self, node: Node, inputs: list[Value]) -> None:
         """What is not understood: all that it reads, and all that it makes, stays."""
         self._unknown.add(node.name)
@@ -139,20 +150,26 @@ class Survey:
         if len(node.shape) > 1:
             same = bool(inputs) and self.graph[node.inputs[0]].shape == node.shape
             made = self._new(node, inputs[0].axis if same else 1)  # LayerNorm leaves every axis where it is
-            self._fix(made, f"{node.where} made it")
+            why = f"{node.where} made it"
+            if node.kind in ("linear", "conv"):
+                made = self._rows(node)
+            if node.module_name in self.shared:
+                why = f"{node.where} is used more than once, or its weight is, or that is computed"
+            self._fix(made, why)
             self.values[node.name] = made
 
     def _linear(self, node: Node, inputs: list[Value]) -> Value | None:
         (value,) = inputs
-        if value.axis != len(node.shape) - 1 or node.module_name in self.shared:
+        if node.module_name in self.shared:
             return None
-        made = self._new(node, value.axis)
-        made.constant = self._rows_constant(node, value.constant, torch.ones(len(value.ids), dtype=torch.bool))
-        return made
+        if value.axis == len(node.shape) - 1:
+            return self._rows(node, value.constant)
+        self._fix(value, f"{node.where} works on another axis")  # of tokens, say: [N, tokens, features]
+        return self._rows(node)
 
     def _conv(self, node: Node, inputs: list[Value]) -> Value | None:
         (value,), layer = inputs, node.module
-        if value.axis != 1 or node.module_name in self.shared:
+        if value.axis != 1 or len(node.shape) != 4 or node.module_name in self.shared:  # 3: one sample, no batch
             return None
         exact = (value.constant == 0) | (not padded(layer))
         if passes_on(layer):
@@ -160,22 +177,35 @@ class Survey:
             total, reads = weight.double().sum((1, 2, 3)), weight.flatten(1).any(1)
             level = torch.where(reads, total * value.constant, torch.zeros_like(total)) + self._bias(node)
             return Value(value.ids, 1, torch.where(~reads | exact, level, torch.full_like(level, math.nan)))
-        made = self._new(node, 1)
-        made.constant = self._rows_constant(node, value.constant, exact)
-        return made
+        return self._rows(node, value.constant, exact)
 
     def _bias(self, node: Node) -> Tensor:
         bias = self.parameter(node.module_name, "bias")
         return torch.zeros(len(node.module.weight), dtype=torch.float64) if bias is None else bias.double()
 
-    def _rows_constant(self, node: Node, constant: Tensor, exact: Tensor) -> Tensor:
-        """The constant of each row; NaN where it reads anything that varies, or a constant that is not exact there."""
-        read = self.parameter(node.module_name, "weight") != 0
-        read = _whole(read.flatten(2).any(2) if read.dim() > 2 else read, node.module)
-        self._read[node.name] = read
-        varies = (read & (constant.isnan() | ~exact)).any(1)
+    def _rows(self, node: Node, constant: Tensor | None = None, exact: Tensor | None = None) -> Value:
+        """What a layer makes: channels of its own.
+
+        A row is constant unless it reads anything that varies, or a constant that is not exact there.
+
+        Args:
+            node: of the layer.
+            constant: of each channel that it reads; None: its inputs are no channels, and all of them vary.
+            exact: of each, whether it is the same at the border too; None: all are.
+        """
+        made = self._new(node, len(node.shape) - (3 if node.kind == "conv" else 1))
+        weight = self.parameter(node.module_name, "weight")
+        if weight is None:  # computed
+            return made
+        read = _whole((weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0, node.module)
+        if constant is None:
+            constant = torch.full((read.shape[1],), math.nan, dtype=torch.float64)
+        else:
+            self._read[node.name] = read
+        varies = read & (constant.isnan() if exact is None else constant.isnan() | ~exact)
         level = self._bias(node) + self.effect(node, ~constant.isnan() & (constant != 0), constant)
-        return torch.where(varies, torch.full_like(level, math.nan), level)
+        made.constant = torch.where(varies.any(1), torch.full_like(level, math.nan), level)
+        return made
 
     def effect(self, node: Node, columns: Tensor, constant: Tensor) -> Tensor:
         """What some inputs, each constant, add to each row of a layer, float64 [rows]."""
@@ -213,7 +243,7 @@ class Survey:
 
     def _pool(self, node: Node, inputs: list[Value]) -> Value | None:
         (value,) = inputs
-        if value.axis != 1:
+        if value.axis != 1 or len(node.shape) < 4:
             return None
         return Value(value.ids, 1, torch.where((value.constant == 0) | (not borders(node)), value.constant, math.nan))
 
@@ -227,10 +257,11 @@ class Survey:
 
     def _flatten(self, node: Node, inputs: list[Value]) -> Value | None:
         (value,), before = inputs, self.graph[node.inputs[0]].shape
-        if value.axis != 1 or len(node.shape) != 2 or node.shape[1] != math.prod(before[1:]):
+        if value.axis == 0 or len(node.shape) != 2 or node.shape[1] != math.prod(before[1:]):
             return None
-        times = math.prod(before[2:])
-        return Value(value.ids.repeat_interleave(times), 1, value.constant.repeat_interleave(times))
+        each, times = math.prod(before[value.axis + 1 :]), math.prod(before[1 : value.axis])
+        ids, constant = (part.repeat_interleave(each).repeat(times) for part in (value.ids, value.constant))
+        return Value(ids, 1, constant)
 
     def _permute(self, node: Node, inputs: list[Value]) -> Value | None:
         (value,), rest = inputs, node.args[1:]
@@ -274,8 +305,9 @@ class Survey:
     def _cat(self, node: Node, inputs: list[Value]) -> Value | None:
         axis = argument(node, "dim", 1)
         axis = (0 if axis is None else axis) % len(node.shape)
-        parts = [self.values[name] for name in node.args[0] if name in self.values]
-        if any(part.axis != axis for part in parts) or len(parts) != len(node.args[0]):
+        names = argument(node, "tensors", 0)
+        parts = [self.values[name] for name in names if name in self.values]
+        if any(part.axis != axis for part in parts) or len(parts) != len(names):
             return None
         return Value(torch.cat([p.ids for p in parts]), axis, torch.cat([p.constant for p in parts]))
 
@@ -377,7 +409,7 @@ class Survey:
             if node.kind == "batchnorm":
                 found.append((node.module_name, offset))
                 continue
-            parts = node.args[0] if node.kind == "cat" else [name]
+            parts = argument(node, "tensors", 0) if node.kind == "cat" else [name]
             nothing = isinstance(node.module, nn.Identity | nn.Dropout | nn.Dropout2d) or node.kind == "slice"
             if not (node.kind == "cat" or nothing or (node.kind == "pool" and not borders(node))):
                 return None
@@ -431,9 +463,10 @@ def padded(layer: nn.Module) -> bool:
 
 
 def borders(node: Node) -> bool:
-    """Whether a pooling averages over zeros at the border."""
+    """Whether a pooling makes something else of a constant: it averages over zeros at the border, or only sums."""
     name = type(node.module).__name__ if node.module else node.target
-    return "avg" in name.lower() and any(numbers(argument(node, "padding", 3)))
+    padding, divisor = numbers(argument(node, "padding", 3)), argument(node, "divisor_override", 6)
+    return "avg" in name.lower() and (any(padding) or bool(divisor))
 
 
 def numbers(value: Any) -> list[Any]:
@@ -457,9 +490,9 @@ def _applied(node: Node, constants: Mapping[str, Tensor]) -> Tensor:
     if node.module is not None:
         made = copy.deepcopy(node.module).eval().double()(*level.values())
     else:
-        arguments = [level.get(a, a) if isinstance(a, str) else a for a in node.args]
+        arguments = [level[a] if isinstance(a, Name) else a for a in node.args]
         options = {
-            k: False if k == "inplace" else level.get(v, v) if isinstance(v, str) else v for k, v in node.kwargs.items()
+            k: False if k == "inplace" else level[v] if isinstance(v, Name) else v for k, v in node.kwargs.items()
         }
         call = node.call if node.call is not None else getattr(torch.Tensor, node.target)
         made = call(*arguments, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,23 +23,45 @@ def dead_layers(model: nn.Module, masks: Masks) -> list[str]:
     named. In other models paths are not followed, since a skip connection may keep them alive.
     """
     dead = [name.removesuffix(".weight") for name, mask in masks.items() if mask.ndim > 1 and not masks.counts[name]]
+    before: nn.Linear | nn.Conv2d | None = None
+    between: list[nn.Module] = []
     alive: Tensor | None = None  # which units of the layer before have a path to the inputs; None: all
     for name, module in _chain(model) or ():
         if isinstance(module, nn.Linear | nn.Conv2d):
+            if before is None or not reads_units(before, between, module):
+                alive = None
             connected = _connected(module, masks.get(f"{name}.weight"), alive)
             if not connected.any() and name not in dead:
                 dead.append(name)
-            alive = connected if connected.any() else None
-        elif not isinstance(module, _UNIT_BY_UNIT):
-            alive = None
+            before, between, alive = module, [], connected if connected.any() else None
+        elif isinstance(module, _UNIT_BY_UNIT):
+            between.append(module)
+        else:
+            before = None
     return dead
+
+
+def reads_units(before: nn.Linear | nn.Conv2d, between: Iterable[nn.Module], layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether the inputs of a layer are the units of the one before in their order, as many for each.
+
+    Maps are, and maps that are flattened whole. Linear works on the last axis, so behind another Linear it is so as
+    long as nothing is flattened into that axis; and of maps that are not flattened it reads the columns.
+    """
+    kinds = [module for module in between if isinstance(module, _POOLING)]
+    flattens = [module for module in kinds if isinstance(module, nn.Flatten)]
+    if isinstance(layer, nn.Conv2d):
+        return isinstance(before, nn.Conv2d) and not flattens and layer.in_channels == before.out_channels
+    if isinstance(before, nn.Linear):
+        return len(kinds) == len(flattens) and layer.in_features == before.out_features
+    whole = all(module.start_dim == 1 and module.end_dim in (-1, 3) for module in flattens)
+    return bool(flattens) and whole and layer.in_features % before.out_channels == 0
 
 
 def _connected(layer: nn.Linear | nn.Conv2d, mask: Tensor | None, alive: Tensor | None) -> Tensor:
     """Which units of the layer have a kept weight from a unit that is alive."""
     kept = torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
     inputs = kept.shape[1]
-    if alive is not None and not alive.all() and inputs % len(alive) == 0 and getattr(layer, "groups", 1) == 1:
+    if alive is not None and not alive.all() and getattr(layer, "groups", 1) == 1:
         each = inputs // len(alive)  # a flattened map has several inputs per filter
         kept = kept[:, alive.to(kept.device).repeat_interleave(each)]
     return kept.flatten(1).count_nonzero(1) > 0  # any() is ten times slower

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Cost:
     weights: int  # unpruned entries of the weights of Linear and Conv2d, without biases
     weights_total: int  # all entries of those weights
     macs: int  # multiply-accumulates of a dense forward pass
-    effective_macs: int  # those with an unpruned weight
+    effective_macs: int  # those with an unpruned weight, even where all inputs of that weight are dead
     bytes: int  # parameters and buffers as they are stored now, zeros included
 
     @property
@@ -70,29 +70,10 @@ def summarise(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str
     )
 
 
-def parameters(model: nn.Module, names: Collection[str] | None = None) -> int:
-    """Entries of the parameters called ``names``, weights and biases; None means all of the model."""
-    return sum(parameter.numel() for parameter in _chosen(model, names).values())
-
-
 def prunable_weights(model: nn.Module) -> dict[str, int]:
     """Parameter name -> number of entries, of every weight of a Linear or Conv2d, in module order."""
     layers = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     return {name: parameter.numel() for name, parameter in model.named_parameters() if id(parameter) in layers}
-
-
-def nonzero(model: nn.Module, masks: Mapping[str, Tensor] | None = None, names: Collection[str] | None = None) -> int:
-    """Entries that are not pruned, of the parameters called ``names``; None means all of the model."""
-    kept = _kept(model, masks)
-    return sum(kept[name] for name in _chosen(model, names))
-
-
-def compression_ratio(
-    model: nn.Module, masks: Mapping[str, Tensor] | None = None, names: Collection[str] | None = None
-) -> float:
-    """Parameters / non-zero parameters, both over the parameters called ``names``; infinite where nothing is left."""
-    left = nonzero(model, masks, names)
-    return parameters(model, names) / left if left else math.inf
 
 
 def macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
@@ -104,26 +85,10 @@ def macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     return _work(model, input_shape)[0]
 
 
-def effective_macs(model: nn.Module, masks: Mapping[str, Tensor] | None, input_shape: tuple[int, ...]) -> int:
-    """MACs of each Linear and Conv2d x density of its weight, plus everything else as it is: what skips every zero.
-
-    A kept weight counts even where all of its inputs are dead; ``macs`` of the shrunk model does not count it.
-    """
-    return summarise(model, input_shape, masks).effective_macs
-
-
 def layer_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
     """Weight name -> dense MACs of one sample in the Linear and Conv2d layers that use it, in forward order."""
     uses, sizes = _work(model, input_shape)[1], prunable_weights(model)
     return {name: times * sizes[name] for name, times in uses.items()}
-
-
-def _chosen(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Parameter]:
-    known = dict(model.named_parameters())
-    for name in names or ():
-        if name not in known:
-            raise PrunelabError(f"the model has no parameter {name!r}: {nearest(name, known)}")
-    return known if names is None else {name: known[name] for name in names}
 
 
 def _kept(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
@@ -178,7 +143,7 @@ def _chain_work(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, Counter[
     if len(set(weights)) < len(weights):  # a layer, or its weight, that works twice
         return None
     total, uses = 0, Counter[str]()
-    for name, layer in model.named_children():
+    for name, layer in model._modules.items():  # pooling that comes twice, too
         if isinstance(layer, nn.Linear) and len(shape) == 1 and shape[0] == layer.in_features:
             positions, shape = 1, (layer.out_features,)
         elif isinstance(layer, nn.Conv2d) and len(shape) == 3 and shape[0] == layer.in_channels:

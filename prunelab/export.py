@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -47,11 +48,15 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    tensors = {
-        f"model/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
-    }
+    state = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    tied = {name: first[id(own)] for name, own in state.items() if first.setdefault(id(own), name) != name}
+    modules = model.named_modules(remove_duplicate=False)
+    groups = {name: layer.groups for name, layer in modules if isinstance(layer, nn.Conv2d)}
+    tensors = {f"model/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     tensors |= {f"mask/{name}": mask.cpu().contiguous() for name, mask in (masks or {}).items()}
-    metadata = {"format": _FORMAT, "architecture": json.dumps(describe(model))}
+    facts = {"architecture": describe(model), "tied": tied, "groups": groups}
+    metadata = {"format": _FORMAT, **{name: json.dumps(fact) for name, fact in facts.items()}}
     try:
         save_file(tensors, part, metadata=metadata)
         part.replace(path)
@@ -59,7 +64,8 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
         why = "the folder does not exist" if not path.parent.is_dir() else " ".join(str(error).split())
         raise ExportError(f"{path}: the model cannot be written there ({why}): choose another place") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return path
 
 
@@ -85,13 +91,18 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
         raise ExportError(f"{path}: not a safetensors file ({' '.join(str(error).split())}): save it again") from None
     if metadata.get("format") != _FORMAT:
         raise ExportError(f"{path}: no model of prunelab: its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-    described = json.loads(metadata["architecture"])
-    if into is None and described is None:
-        raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
-    model = copy.deepcopy(into) if into is not None else build(described)
+    try:
+        described, tied, groups = (json.loads(metadata.get(n, "{}")) for n in ("architecture", "tied", "groups"))
+        if into is None and described is None:
+            raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
+        model = copy.deepcopy(into) if into is not None else build(described)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ExportError(f"{path}: its description of the model cannot be read ({why}): save it again") from None
     own = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     _leave_out(model, own)
-    _fill(model, own, path)
+    _fill(model, own, tied, path)
+    _size(model, groups)
     return model.eval(), Masks({n.removeprefix("mask/"): t for n, t in tensors.items() if n.startswith("mask/")})
 
 
@@ -109,27 +120,33 @@ def _leave_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             layer.bias = nn.Parameter(tensors[f"{name}.bias"])
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Give every parameter and buffer the values, and the sizes, of the file."""
-    names = set(model.state_dict())
-    if odd := sorted(names ^ set(tensors)):
-        where = "the file" if odd[0] in names else "the model"
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], path: Path) -> None:
+    """Give every parameter and buffer the values of the file; those that several names share stay one."""
+    old = model.state_dict(keep_vars=True)
+    if odd := sorted(old.keys() ^ tensors.keys()):
+        where = "the file" if odd[0] in old else "the model"
         raise ExportError(f"{path}: {where} has no {odd[0]!r}: it was saved from another model")
+    old |= {name: old[first] for name, first in tied.items() if first in old}
+    new: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
+        if old[name].dim() != tensor.dim():
+            raise ExportError(f"{path}: {name} has {tensor.dim()} axes, the model's has {old[name].dim()}")
+        learned = isinstance(old[name], nn.Parameter)
+        made = nn.Parameter(tensor, requires_grad=old[name].requires_grad) if learned else tensor
+        if not torch.equal(new.setdefault(id(old[name]), made), tensor):
+            raise ExportError(f"{path}: the model shares {name} with another layer, the file does not: untie it first")
         place, _, what = name.rpartition(".")
-        layer = model.get_submodule(place)
-        if getattr(layer, what).dim() != tensor.dim():
-            raise ExportError(f"{path}: {name} has {tensor.dim()} axes, the model's has {getattr(layer, what).dim()}")
-        if what in layer._parameters:
-            setattr(layer, what, nn.Parameter(tensor, requires_grad=getattr(layer, what).requires_grad))
-        else:
-            setattr(layer, what, tensor)
-    for layer in model.modules():
+        setattr(model.get_submodule(place), what, new[id(old[name])])
+
+
+def _size(model: nn.Module, groups: Mapping[str, int]) -> None:
+    """Tell the layers their sizes, from their weights and, where the file knows them, the groups of convolutions."""
+    for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = layer.weight.shape
         elif isinstance(layer, nn.Conv2d):
-            if layer.groups == layer.in_channels == layer.out_channels and layer.weight.shape[1] == 1:
-                layer.groups = len(layer.weight)
+            depthwise = layer.groups == layer.in_channels == layer.out_channels and layer.weight.shape[1] == 1
+            layer.groups = groups.get(name, len(layer.weight) if depthwise else layer.groups)
             layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
         elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d) and layer.running_mean is not None:
             layer.num_features = len(layer.running_mean)
@@ -156,6 +173,12 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.onnx")
     plain = copy.deepcopy(model).eval()
     try:
+        with torch.no_grad():
+            expected = plain(example)
+        if not isinstance(expected, Tensor):
+            raise ExportError(
+                f"{path}: the model gives a {type(expected).__name__}: wrap it in a module that gives one tensor of it"
+            )
         with warnings.catch_warnings():  # of torch's own exporter
             warnings.simplefilter("ignore")
             names, free = {"input_names": ["input"], "output_names": ["output"]}, torch.export.Dim("batch", min=1)
@@ -170,8 +193,6 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
                 "a newer torch leaves it free"
             )
         (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
-        with torch.no_grad():
-            expected = plain(example)
         error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
         if not error <= tolerance:
             raise ExportError(
@@ -179,10 +200,13 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             )
         part.replace(path)
         return error
-    except (RuntimeError, ValueError, OSError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch's exporter and onnxruntime have errors of many kinds
         raise ExportError(f"{path}: torch cannot export the model: {' '.join(str(error).split())[:200]}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 class OnnxModel(nn.Module):
@@ -229,7 +253,6 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
     _onnxruntime()
     import logging
 
-    from onnx.checker import ValidationError
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
@@ -247,11 +270,12 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
         logging.root.setLevel(logging.ERROR)  # it recommends a preprocessing whose work to_onnx has done
         quantization.quantize_static(str(path), str(part), Reader(), per_channel=True)
         part.replace(to)
-    except (RuntimeError, ValueError, OSError, ValidationError) as error:
+    except Exception as error:  # noqa: BLE001 - likewise
         raise ExportError(f"{path}: onnxruntime cannot quantise it: {' '.join(str(error).split())[:200]}") from None
     finally:
         logging.root.setLevel(before)
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _onnxruntime() -> Any:

@@ -6,9 +6,11 @@ them on (activation, normalisation, pooling, flattening), or joins those of seve
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,6 +61,10 @@ class GraphError(PrunelabError):
     """A model that cannot be traced, or an operation in it that is not understood."""
 
 
+class Name(str):
+    """The name of a node among the arguments of a call, where any other string is itself."""
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation.
@@ -71,7 +77,7 @@ class Node:
         module_name: of the module that does it, ``""`` for a function.
         module: that module.
         target: what is called, for messages.
-        args: of the call, with nodes as their names.
+        args: of the call, with nodes as their ``Name``.
         kwargs: likewise.
         call: the function, where it is one.
     """
@@ -109,10 +115,6 @@ class Graph:
         """The Linear and Conv2d layers."""
         return [node for node in self if node.kind in ("linear", "conv")]
 
-    def producers(self, name: str) -> list[Node]:
-        """The nodes whose values a node reads."""
-        return [self.nodes[source] for source in self.nodes[name].inputs]
-
     def consumers(self, name: str) -> list[Node]:
         """The nodes that read a value."""
         return [node for node in self if name in node.inputs]
@@ -135,24 +137,49 @@ class _Shapes(torch.fx.Interpreter):
         return made
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode as long as the ``with`` lasts; afterwards each module has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def traced(model: nn.Module) -> torch.fx.GraphModule:
     """The model in evaluation mode as a ``torch.fx.GraphModule`` that shares its layers; the model is not changed.
+
+    It takes the first argument of the model's forward; any other has its default.
 
     Raises:
         GraphError: it cannot be traced.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        return torch.fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        options = list(inspect.signature(model.forward).parameters.items())[1:]
+        plain = bool | int | float | str | None
+        defaults = {name: option.default for name, option in options if isinstance(option.default, plain)}
+        with evaluating(model):
+            graph = _Tracer().trace(model, defaults or None)
+        _drop_options(graph, {f"{name}_1" for name in defaults})
+        return torch.fx.GraphModule(model, graph, type(model).__name__)
     except Exception as error:  # noqa: BLE001 - whatever the model's own code raises when it meets a proxy
         raise GraphError(
             f"{type(model).__name__} cannot be traced ({_line(error)}): its forward should not branch on values; "
             "wrap the part that does in a module of its own and leave it out"
         ) from None
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+
+
+def _drop_options(graph: torch.fx.Graph, options: set[str]) -> None:
+    """Leave out arguments that have their defaults, and the assertions of torch.fx that they do."""
+    found: list[torch.fx.Node] = []
+    for node in graph.nodes:
+        if (node.op == "placeholder" and node.target in options) or set(found) & set(node.all_input_nodes):
+            found.append(node)
+    for node in reversed(found):
+        graph.erase_node(node)
 
 
 def trace(model: nn.Module, example: Tensor) -> Graph:
@@ -165,18 +192,16 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     Raises:
         GraphError: the model cannot be traced, or does not take the example.
     """
+    if not isinstance(example, Tensor):
+        raise GraphError(f"the example should be one batch of inputs, a tensor, not a {type(example).__name__}")
     whole = traced(model)
-    was = {module: module.training for module in whole.modules()}
     try:
-        with torch.no_grad():
-            _Shapes(whole.eval()).run(example)
+        with torch.no_grad(), evaluating(whole):
+            _Shapes(whole).run(example.clone())  # a first layer may work in place
     except Exception as error:  # noqa: BLE001 - likewise
         raise GraphError(
             f"{type(model).__name__} takes no input of shape {tuple(example.shape)}: {_line(error)}"
         ) from None
-    finally:
-        for module, mode in was.items():
-            module.training = mode
     modules = dict(model.named_modules(remove_duplicate=False))
     return Graph({node.name: _node(node, modules) for node in whole.graph.nodes})
 
@@ -191,8 +216,8 @@ def _node(node: torch.fx.Node, modules: Mapping[str, nn.Module]) -> Node:
         str(node.target) if module is not None else "",
         module,
         getattr(node.target, "__name__", str(node.target)),
-        tuple(torch.fx.map_arg(node.args, lambda n: n.name)),
-        dict(torch.fx.map_arg(node.kwargs, lambda n: n.name)),
+        tuple(torch.fx.map_arg(node.args, lambda n: Name(n.name))),
+        dict(torch.fx.map_arg(node.kwargs, lambda n: Name(n.name))),
         node.target if node.op == "call_function" else None,
     )
 

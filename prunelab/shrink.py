@@ -10,8 +10,9 @@ it), and where an operation mixes channels in a way that is not understood, the 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from prunelab import folding
 from prunelab.chains import ShrinkError, Shrunk, chain, compact, cut
 from prunelab.channels import Survey, numbers, passes_on
-from prunelab.graph import Graph, Node, trace, traced
+from prunelab.graph import Graph, Node, evaluating, trace, traced
 from prunelab.masks import Masks, maskable
 
 TOLERANCE = 1e-5  # of the outputs before and after, relative to their largest; our own default
@@ -74,9 +75,10 @@ def shrink(
     does the same and also tells what is left of each layer, and what stayed and why.
 
     Args:
-        model: any module that ``torch.fx`` can trace: convolutions (grouped and depthwise too), BatchNorm, pooling,
-            flattening, skips (identity, projection, zeros as further channels), concatenation, gates; torchvision's
-            ResNet, VGG, MobileNet, DenseNet, EfficientNet and ConvNeXt among them. It is not changed.
+        model: any module that ``torch.fx`` can trace: Linear on the last axis, convolutions (grouped and depthwise
+            too), BatchNorm, pooling, flattening, skips (identity, projection, zeros as further channels),
+            concatenation, gates; torchvision's ResNet, VGG, MobileNet, DenseNet, EfficientNet and ConvNeXt among them.
+            It is not changed. Arguments behind the first have their defaults.
         masks: parameter name -> 0/1 tensor; None: zeros of the weights count.
         example: a batch of inputs on the model's device; a plain chain of layers needs none.
         round_to: make widths multiples of this, as far as dead units are there to fill them up; 8 runs fast on many
@@ -93,11 +95,15 @@ def shrink(
 
     Raises:
         GraphError: the model cannot be traced; the line says where.
-        ShrinkError: a layer would be empty, no example was given where one is needed, the outputs differ, or an
-            optimiser was given for a model whose BatchNorms are folded.
+        MaskError: the masks do not fit the model.
+        ShrinkError: a layer would be empty, no example was given where one is needed, the outputs differ, or
+            ``optimizer`` cannot be carried over.
     """
-    if round_to < 1:
-        raise ShrinkError(f"round_to = {round_to}: should be 1 or more")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ShrinkError(f"round_to = {round_to!r}: should be a whole number, 1 or more")
+    if not isinstance(memory_format, torch.memory_format | None):
+        raise ShrinkError(f"memory_format = {memory_format!r}: should be None, or torch.channels_last, say")
+    masks = _fitting(masks, model)
     result = _without_example(model, masks, round_to) if example is None else None
     if result is None:
         result = remove_dead(model, masks, example, round_to=round_to, fold_batchnorm=fold_batchnorm)
@@ -110,7 +116,24 @@ def shrink(
     return small if rule is None else (small, rule)
 
 
-def _without_example(model: nn.Module, masks: Mapping[str, Tensor] | None, round_to: int) -> Shrunk | Cut:
+def _fitting(masks: Mapping[str, Tensor] | None, model: nn.Module) -> Masks:
+    """The masks, if they are masks of the model and nothing else prunes it."""
+    if not isinstance(model, nn.Module):
+        raise ShrinkError(f"the model should be an nn.Module, not a {type(model).__name__}")
+    if not isinstance(masks, Mapping | None):
+        what = type(masks).__name__
+        raise ShrinkError(f"masks should map names to tensors, not be a {what}: shrink(model, masks, example)")
+    masks = masks if isinstance(masks, Masks) else Masks(masks or {})
+    masks.check(model)
+    for name, module in model.named_modules():
+        if any(hasattr(module, f"{part}_orig") for part in ("weight", "bias")):
+            raise ShrinkError(
+                f"torch.nn.utils.prune is at work on {name!r}: take its masks, export.from_torch_prune(model), first"
+            )
+    return masks
+
+
+def _without_example(model: nn.Module, masks: Masks, round_to: int) -> Shrunk | Cut:
     if round_to > 1:
         raise ShrinkError(f"round_to needs an example: shrink(model, masks, example, round_to={round_to})")
     try:
@@ -119,7 +142,7 @@ def _without_example(model: nn.Module, masks: Mapping[str, Tensor] | None, round
         raise ShrinkError(f"{error}; give an example, shrink(model, masks, example), for any other model") from None
     result = compact(model, masks)
     if all(p.shape == result.model.get_parameter(name).shape for name, p in model.named_parameters()):
-        return Cut(_masked(model, masks or {}), {}, result.units)
+        return Cut(_masked(model, masks), {}, result.units)
     return result
 
 
@@ -149,15 +172,10 @@ def remove_dead(
 
     Raises:
         GraphError: the model cannot be traced.
+        MaskError: the masks do not fit the model.
         ShrinkError: a layer would be empty, or the outputs of the two differ.
     """
-    masks = dict(masks or {})
-    Masks(masks).check(model)
-    for name, module in model.named_modules():
-        if any(hasattr(module, f"{part}_orig") for part in ("weight", "bias")):
-            raise ShrinkError(
-                f"torch.nn.utils.prune is at work on {name!r}: take its masks, export.from_torch_prune(model), first"
-            )
+    masks = _fitting(masks, model)
     graph = trace(model, example)
     survey = Survey(model, masks, graph)
     live, why = survey.needed()
@@ -246,8 +264,8 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Cut | Shr
         result: what ``remove_dead`` gave for it.
 
     Raises:
-        ShrinkError: the optimiser holds a parameter that is not the model's, or BatchNorms of the smaller model are
-            folded.
+        ShrinkError: the optimiser holds a parameter that is not the model's, or moments of another shape than their
+            parameters, or BatchNorms of the smaller model are folded.
     """
     if isinstance(result, Cut) and result.folded:
         raise ShrinkError(
@@ -264,13 +282,19 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Cut | Shr
         own = [names[id(parameter)] for parameter in group["params"]]
         groups.append({**group, "params": [after[name] for name in own]})
         for name, parameter in zip(own, group["params"], strict=True):
-            state[after[name]] = {
-                kind: result.cut(name, value).clone() if isinstance(value, Tensor) and value.shape == parameter.shape
-                else copy.deepcopy(value)
-                for kind, value in optimizer.state.get(parameter, {}).items()
-            }  # fmt: skip
+            moments = state[after[name]] = {}
+            for kind, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    moments[kind] = result.cut(name, value).clone()
+                elif isinstance(value, Tensor) and value.numel() > 1 and after[name].shape != parameter.shape:
+                    raise ShrinkError(
+                        f"{type(optimizer).__name__} holds {kind!r}, which has another shape than its parameter {name} "
+                        "and cannot be cut to size: leave out optimizer, and build a new one for the smaller model"
+                    )
+                else:
+                    moments[kind] = copy.deepcopy(value)
     made = type(optimizer)(groups)
-    made.state.update({parameter: own for parameter, own in state.items() if own})
+    made.state.update({parameter: moments for parameter, moments in state.items() if moments})
     return made
 
 
@@ -436,8 +460,11 @@ def _check(whole: nn.Module, small: nn.Module, example: Tensor) -> None:
     """The two give the same on the example, or there is an error and no smaller model."""
     rounding = max((torch.finfo(p.dtype).eps for p in whole.parameters() if p.is_floating_point()), default=0.0)
     tolerance = max(TOLERANCE, 4 * rounding)  # with 16 bits, what is folded into a weight or a bias is rounded anew
+    expected = _outputs(whole, example)
+    if any(bool(tensor.isnan().any()) for tensor in expected):
+        raise ShrinkError("the model gives nan for the example, so nothing can be compared with it: give another one")
     try:
-        error = _difference(_outputs(whole, example), _outputs(small, example))
+        error = _difference(expected, _outputs(small, example))
     except RuntimeError as caught:
         raise ShrinkError(
             f"the smaller model does not run ({' '.join(str(caught).split())[:120]}); its forward has sizes written "
@@ -455,22 +482,31 @@ def _check(whole: nn.Module, small: nn.Module, example: Tensor) -> None:
 
 def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """All tensors that a model gives in evaluation mode; its mode is put back."""
-    was = {module: module.training for module in model.modules()}
-    try:
-        return _tensors(model.eval()(example))
-    finally:
-        for module, mode in was.items():
-            module.training = mode
+    with evaluating(model):
+        output = model(example.clone())  # which a first layer that works in place changes
+    if not (tensors := _tensors(output)):
+        raise ShrinkError(
+            f"the model gives a {type(output).__name__}, in which no tensor is found that a smaller model could be "
+            "compared by: let its forward give tensors, or a tuple or dict of them"
+        )
+    return tensors
 
 
 def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
+    if is_dataclass(output):
+        output = [getattr(output, part.name) for part in fields(output)]
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest of all outputs, relative to the largest value of that output."""
-    pairs = zip(expected, found, strict=True)
-    return max((float((a - b).abs().max()) / (float(a.abs().max()) or 1.0) for a, b in pairs), default=0.0)
+    """The largest of all outputs, relative to the largest value of that output; infinite places have to be the same."""
+    largest = 0.0
+    for pair in zip(expected, found, strict=True):
+        a, b = (tensor.cpu().double().flatten() for tensor in pair)
+        error = (a - b).abs().masked_fill(a == b, 0).nan_to_num(math.inf, math.inf)
+        if len(a):
+            largest = max(largest, float(error.max()) / (float(a.abs().nan_to_num(0, 0).max()) or 1.0))
+    return largest

@@ -1,5 +1,7 @@
 """Shrinking keeps the function, reaches its fixed point at once and says what it cannot do."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunelab.chains import ShrinkError, chain, compact, cut, live_units, remove_units, spread, then, whole_index
+from prunelab.masks import MaskError
 from prunelab.models import mlp
 from prunelab.shrink import shrink
 
@@ -58,8 +61,6 @@ def test_outputs_stay_and_a_second_call_finds_nothing(seed, density, kind):
 
 
 def shrink_free_copy(model, masks):
-    import copy
-
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for name, mask in masks.items():
@@ -139,3 +140,82 @@ def test_an_unknown_module_is_named():
         chain(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1), nn.Linear(2, 2)))
     with pytest.raises(ShrinkError, match=r"not a plain nn\.Sequential"):
         chain(nn.ModuleList([nn.Linear(2, 2)]))
+
+
+RELU, TWICE, TIED, HOOKED, NORMED = nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(5, 4), nn.Linear(4, 2)
+TIED.weight = TWICE.weight
+HOOKED.register_forward_hook(lambda module, given, output: 3 * output)
+nn.utils.parametrizations.weight_norm(NORMED)
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(9, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
+        nn.Sequential(nn.Linear(9, 6), RELU, nn.Linear(6, 6), RELU, nn.Linear(6, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.Sigmoid(), nn.Flatten(), nn.Linear(6, 3)),
+        nn.Sequential(
+            nn.Conv2d(1, 6, 2), nn.Sigmoid(), nn.AvgPool2d(2, divisor_override=1), nn.Flatten(), nn.Linear(6, 3)
+        ),
+    ],
+    ids=["in place", "one activation twice", "flatten of what is flat", "pooling that sums"],
+)
+def test_outputs_stay_whatever_a_chain_is_made_of(model):
+    name = next(name for name, _ in model.named_parameters())
+    with torch.no_grad():
+        model.get_parameter(name.replace("weight", "bias")).copy_(torch.linspace(-1, 1, 6))
+    masks = {name: torch.arange(6).view(-1, *[1] * (model.get_parameter(name).dim() - 1)) % 3 > 0}
+    masks[name] = masks[name].expand_as(model.get_parameter(name))  # units 0 and 3 are constant
+    x = torch.randn(7, 1, 3, 3) if isinstance(model[0], nn.Conv2d) else torch.randn(7, 9)
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        torch.testing.assert_close(shrink(model, masks)(x), shrink_free_copy(model, masks)(x))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("why", "model"),
+    [
+        ("module '3' .*the units of '0'", nn.Sequential(nn.Linear(5, 4), RELU, nn.Flatten(), nn.Linear(12, 2))),
+        ("module '2' .*the units of '0'", nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(64, 6))),
+        ("module '1' .*the units of '0'", nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 6))),
+        ("module '1' .*the units of '0'", nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 1))),
+        ("module '2' .*comes twice", nn.Sequential(TWICE, RELU, TWICE)),
+        ("module '2' .*shares its weight", nn.Sequential(TWICE, RELU, TIED)),
+        (r"module '0' \(Doubling\) is not understood", nn.Sequential(Doubling(5, 4), RELU, nn.Linear(4, 2))),
+        ("module '0' .*has hooks", nn.Sequential(HOOKED, RELU, nn.Linear(4, 2))),
+        ("module '1' .*is not understood", nn.Sequential(nn.Linear(5, 4), NORMED)),
+    ],
+)
+def test_what_may_be_no_chain_of_units_needs_an_example(why, model):
+    with pytest.raises(ShrinkError, match=f"{why}.*give an example"):
+        shrink(model)
+
+
+def test_nothing_of_the_original_is_in_the_smaller_chain():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 2))
+    model[0].requires_grad_(False)
+    model[3].eval()
+    small = shrink(model, {"0.weight": torch.arange(6).view(-1, 1).expand(6, 4) > 2})
+    assert [p.requires_grad for p in small.parameters()] == [False, False, True, True]
+    assert [module.training for module in small] == [True, True, True, False]
+    assert not {id(module) for module in small} & {id(module) for module in model}
+    assert (small[0].out_features, small[3].in_features) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "why"),
+    [
+        ({"zzz.weight": torch.ones(4, 3)}, MaskError, r"no parameter 'zzz\.weight'"),
+        ({"hidden_1.weight": torch.ones(2, 2)}, MaskError, "shape 4 x 3, its mask 2 x 2"),
+        (torch.ones(4, 3), ShrinkError, "masks should map names to tensors, not be a Tensor"),
+    ],
+)
+def test_masks_of_another_model_are_refused_without_an_example_too(masks, error, why):
+    with pytest.raises(error, match=why):
+        shrink(mlp(3, 4, 2), masks)

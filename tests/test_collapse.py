@@ -67,3 +67,15 @@ def test_paths_are_not_followed_where_something_else_may_lead_around():
     assert dead_layers(Residual(), Masks({f"inner.{name}": mask for name, mask in broken.items()})) == []
     mixing = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
     assert dead_layers(mixing, Masks({"0.weight": broken["0.weight"], "2.weight": broken["1.weight"]})) == []
+
+
+def test_paths_are_followed_only_where_inputs_are_units_in_their_order():
+    half = torch.cat([torch.ones(4, 5), torch.zeros(4, 5)])
+    tokens = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))  # reads token by token
+    reads = torch.arange(24).expand(2, 24) >= 12  # tokens 1.5 and on, of which the first four units live
+    assert dead_layers(tokens, Masks({"0.weight": half, "3.weight": reads})) == []
+    plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    assert dead_layers(plain, Masks({"0.weight": half, "3.weight": torch.arange(8).expand(2, 8) >= 4})) == ["3"]
+    filters = torch.cat([torch.ones(2, 3, 1, 1), torch.zeros(2, 3, 1, 1)])
+    places = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(64, 6))  # reads places, of each map
+    assert dead_layers(places, Masks({"0.weight": filters, "2.weight": torch.arange(64).expand(6, 64) >= 32})) == []

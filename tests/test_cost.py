@@ -1,6 +1,5 @@
 """Costs, against counts done by hand."""
 
-import math
 import time
 
 import pytest
@@ -84,8 +83,9 @@ def test_effective_macs_weight_each_layer_by_its_own_density(lenet_5):
     dense = torch.zeros(500, 800, dtype=torch.bool)
     dense[:10, :7] = True
     left = LENET_5_MACS["conv_1.weight"] + LENET_5_MACS["conv_2.weight"] // 4 + 70 + 5_000
-    assert cost.effective_macs(lenet_5, {"conv_2.weight": conv, "dense.weight": dense}, MNIST) == left
-    assert cost.effective_macs(lenet_5, {}, MNIST) == cost.macs(lenet_5, MNIST)
+    masks = {"conv_2.weight": conv, "dense.weight": dense}
+    assert cost.summarise(lenet_5, MNIST, masks).effective_macs == left
+    assert cost.summarise(lenet_5, MNIST, {}).effective_macs == cost.macs(lenet_5, MNIST)
 
 
 def test_masks_decide_what_is_zero_and_the_values_do_where_there_are_none():
@@ -94,25 +94,12 @@ def test_masks_decide_what_is_zero_and_the_values_do_where_there_are_none():
         "hidden_1.weight": torch.tensor([[True, True], [False, False]]),
         "hidden_1.bias": torch.tensor([True, False]),
     }
-    assert cost.nonzero(model) == 3 + 0 + 2 + 1
-    assert cost.nonzero(model, {}) == 4 + 2 + 2 + 1  # the zeros that are there were not pruned
-    assert cost.nonzero(model, masks) == 2 + 1 + 2 + 1
-    assert cost.effective_macs(model, None, (2,)) == 5
-    found = cost.summarise(model, (2,), masks)
-    assert found == cost.Cost(9, 6, 4, 6, 6, 4, 9 * 4)
+    by_values, unpruned, found = (cost.summarise(model, (2,), given) for given in (None, {}, masks))
+    assert (by_values.nonzero, by_values.effective_macs) == (3 + 0 + 2 + 1, 5)
+    assert unpruned.nonzero == 4 + 2 + 2 + 1  # the zeros that are there were not pruned
+    assert found == cost.Cost(9, 2 + 1 + 2 + 1, 4, 6, 6, 4, 9 * 4)
     assert found.sparsity == pytest.approx(1 / 3)
     assert found.compression_ratio == 1.5
-
-
-def test_the_compression_ratio_looks_at_the_same_parameters_on_both_sides():
-    model, masks = four_numbers(), {"hidden_1.weight": torch.tensor([[True, False], [False, False]])}
-    weights = cost.prunable_weights(model)
-    assert weights == {"hidden_1.weight": 4, "output.weight": 2}
-    assert cost.compression_ratio(model, masks, ["hidden_1.weight"]) == 4
-    assert cost.compression_ratio(model, masks, weights) == 2
-    assert cost.compression_ratio(model, masks) == 9 / 6
-    assert cost.compression_ratio(model, {"output.bias": torch.tensor([False])}, ["output.bias"]) == math.inf
-    assert cost.parameters(model, ["output.weight", "output.bias"]) == 3
 
 
 def test_bytes_include_buffers_and_the_width_of_the_numbers():
@@ -128,8 +115,14 @@ def test_a_weight_that_works_twice_costs_twice():
     tied[1].weight = tied[0].weight
     one_left = torch.zeros(3, 3, dtype=torch.bool)
     one_left[0, 0] = True
-    assert cost.parameters(tied) == 9 + 6
-    assert cost.effective_macs(tied, {"0.weight": one_left}, (3,)) == 2
+    found = cost.summarise(tied, (3,), {"0.weight": one_left})
+    assert (found.parameters, found.effective_macs) == (9 + 6, 2)
+
+
+def test_pooling_that_comes_twice_halves_twice():
+    pool = nn.MaxPool2d(2)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), pool, nn.Conv2d(2, 3, 1), pool, nn.Conv2d(3, 1, 1))
+    assert cost.layer_macs(model, (1, 8, 8)) == {"0.weight": 64 * 2, "2.weight": 16 * 6, "4.weight": 4 * 3}
 
 
 class Attention(nn.Module):
@@ -141,7 +134,7 @@ def test_products_without_a_weight_count_and_stay_dense():
     model = nn.Sequential(nn.Linear(5, 5, bias=False), Attention())
     assert cost.macs(model, (7, 5)) == 7 * 25 + 7 * 7 * 5
     nothing = {"0.weight": torch.zeros(5, 5, dtype=torch.bool)}
-    assert cost.effective_macs(model, nothing, (7, 5)) == 7 * 7 * 5
+    assert cost.summarise(model, (7, 5), nothing).effective_macs == 7 * 7 * 5
 
 
 def test_counting_changes_neither_the_model_nor_the_generator():
@@ -163,11 +156,9 @@ def test_a_model_that_torch_prunes_can_be_counted():
 
 def test_a_mask_that_fits_nothing_is_refused_in_one_line(lenet_5):
     with pytest.raises(PrunelabError, match=r"'conv_1.weigth'.*did you mean 'conv_1.weight'"):
-        cost.nonzero(lenet_5, {"conv_1.weigth": torch.ones(20, 1, 5, 5)})
+        cost.summarise(lenet_5, MNIST, {"conv_1.weigth": torch.ones(20, 1, 5, 5)})
     with pytest.raises(PrunelabError, match=r"'conv_1.bias' has shape \(3,\), its parameter \(20,\)"):
         cost.summarise(lenet_5, MNIST, {"conv_1.bias": torch.ones(3)})
-    with pytest.raises(PrunelabError, match=r"did you mean 'conv_1\.bias'"):
-        cost.parameters(lenet_5, ["conv1.bias"])
 
 
 def test_an_input_that_does_not_fit_is_refused_in_one_line(lenet_5):

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -154,6 +155,65 @@ def test_any_other_model_is_cut_to_the_sizes_of_the_file(tmp_path):
         load(place, into=small_net())
 
 
+class Tied(nn.Module):
+    """Its decoder has the weight of its encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
+        self.decode.weight = self.encode.weight
+
+    def forward(self, x):
+        return self.decode(torch.relu(self.encode(x)))
+
+
+def used_twice():
+    layer, activation = nn.Linear(6, 6), nn.ReLU()
+    return nn.Sequential(layer, activation, nn.Linear(6, 6), activation, layer)
+
+
+@pytest.mark.parametrize(("made", "into"), [(used_twice, False), (Tied, False), (Tied, True)])
+def test_what_two_layers_share_they_share_when_they_come_back(tmp_path, made, into):
+    model, x = made(), torch.randn(5, 6)
+    place = save(tmp_path / "net", model)
+    again, _ = load(place, into=made() if into else None)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_a_file_with_two_weights_does_not_go_into_a_model_with_one(tmp_path):
+    model = Tied()
+    model.decode.weight = nn.Parameter(torch.randn(6, 6))
+    with pytest.raises(
+        ExportError, match=r"the model shares (en|de)code\.weight with another layer, the file does not"
+    ):
+        load(save(tmp_path / "net", model), into=Tied())
+
+
+def test_groups_of_convolutions_come_back_into_a_dense_model(tmp_path):
+    def dense():
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(128, 3)).eval()
+
+    model = dense()
+    keep = torch.tensor([False, False, True, False, True, True, False, True]).view(8, 1, 1, 1)
+    gone = {f"{n}.weight": keep.expand_as(model.get_parameter(f"{n}.weight")) for n in (0, 1)}
+    small = shrink(model, gone | {f"{n}.bias": keep.flatten() for n in (0, 1)}, X)
+    assert small[1].groups == 3
+    again, _ = load(save(tmp_path / "net", small), into=dense())
+    with torch.no_grad():
+        assert torch.equal(again(X), small(X))
+
+
+@pytest.mark.parametrize("written", [None, "{", "[]", '{"Sequential": 3}', '{"Linear": {}}', '{"Graph": {}}'])
+def test_a_description_that_cannot_be_read_is_refused_in_one_line(tmp_path, written):
+    metadata = {"format": "prunelab model 1"} | ({} if written is None else {"architecture": written})
+    save_file({"model/0.weight": torch.ones(1)}, tmp_path / "net", metadata=metadata)
+    with pytest.raises(ExportError, match="its description of the model cannot be read") as caught:
+        load(tmp_path / "net")
+    assert "\n" not in str(caught.value)
+
+
 def test_files_that_are_none_are_refused_in_one_line(tmp_path):
     with pytest.raises(ExportError, match="there is no such file"):
         load(tmp_path / "nothing")
@@ -163,8 +223,9 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path):
     Masks({"a": torch.ones(2)}).save(tmp_path / "masks")
     with pytest.raises(ExportError, match="no model of prunelab"):
         load(tmp_path / "masks")
-    with pytest.raises(ExportError, match="the folder does not exist"):
-        save(tmp_path / "no" / "net", small_net())
+    for folder in ("no", "junk"):
+        with pytest.raises(ExportError, match="the folder does not exist"):
+            save(tmp_path / folder / "net", small_net())
 
 
 def test_onnx_gives_the_same_outputs_for_any_batch(tmp_path):
@@ -187,6 +248,26 @@ def test_onnx_with_a_fixed_batch_size_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=f"fixes the batch size at {len(X)}: nothing was written"):
         to_onnx(small_net().eval(), tmp_path / "net.onnx", X)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_onnxruntime_cannot_run_is_refused_in_one_line(tmp_path):
+    pytest.importorskip("onnxscript")
+
+    class Named(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    x, half = torch.randn(2, 4), torch.randn(2, 4, dtype=torch.bfloat16)
+    (tmp_path / "file").touch()
+    for model, example, place, why in [
+        (Named(4, 3), x, "net.onnx", "gives a dict: wrap it in a module that gives one tensor"),
+        (nn.Linear(4, 3).bfloat16(), half, "net.onnx", "cannot export the model: .*NOT_IMPLEMENTED"),
+        (nn.Linear(4, 3), x, "file/net.onnx", "cannot export the model"),
+    ]:
+        with pytest.raises(ExportError, match=why) as caught:
+            to_onnx(model, tmp_path / place, example)
+        assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def same(expected, found):
     return float((expected - found).detach().abs().max()) <= TOLERANCE * float(expected.detach().abs().max())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "last axis"])  # no axis of BatchNorm
 @pytest.mark.parametrize("whole_units", [True, False])
 def test_outputs_are_those_of_the_masked_model(name, whole_units):
     folded = 0

@@ -94,7 +94,6 @@ def test_nested_modules_are_traced_into_and_named():
     assert [node.module_name for node in graph.weighted()] == ["0.0.0", "2"]
     conv, linear = graph.weighted()
     assert [node.kind for node in graph.consumers(conv.name)] == ["batchnorm"]
-    assert [node.kind for node in graph.producers(linear.name)] == ["flatten"]
     assert (conv.shape, linear.shape) == ((3, 5, 6, 6), (3, 2))
     assert conv.where == "module '0.0.0' (Conv2d)"
 
@@ -119,3 +118,21 @@ def test_what_cannot_be_traced_is_refused_in_one_line():
         with pytest.raises(GraphError, match=why) as caught:
             trace(Net(forward), X)
         assert "\n" not in str(caught.value)
+
+
+def test_the_arguments_behind_the_first_have_their_defaults():
+    class Optional(nn.Module):
+        def forward(self, x, scale=None, features=False, *, slope=0.1):
+            found = F.leaky_relu(x, slope)
+            if scale is not None:
+                found = found * scale
+            return (found, x) if features else found
+
+    graph = trace(Optional(), X)
+    assert graph["leaky_relu"].kwargs["negative_slope"] == 0.1
+    assert [node.kind for node in graph] == ["input", "elementwise", "output"]
+
+
+def test_an_example_that_is_no_tensor_is_refused_in_one_line():
+    with pytest.raises(GraphError, match="should be one batch of inputs, a tensor, not a tuple"):
+        trace(nn.ReLU(), (X, X))

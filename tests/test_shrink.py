@@ -1,6 +1,10 @@
 """Smaller models of any kind: equal outputs under random masks, the reasons for what stays, optimisers carried over."""
 
+import contextlib
 import copy
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from prunelab.graph import GraphError, trace
 from prunelab.masks import MaskError, Masks
 from prunelab.models import mlp
 from prunelab.pruners import prune
-from prunelab.shrink import TOLERANCE, carry, dead_units, remove_dead, shrink
+from prunelab.shrink import TOLERANCE, _check, carry, dead_units, remove_dead, shrink
 
 IMAGES = (3, 2, 8, 8)
 
@@ -125,6 +129,18 @@ ARCHITECTURES = {
     ),
     "layer norm": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(128, 6), nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6), head(6)
+    ),
+    "last axis": lambda: nn.Sequential(
+        nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 5), nn.GELU(), nn.Flatten(), head(80)
+    ),
+    "pooling that sums": lambda: nn.Sequential(
+        conv(2, 5), nn.Sigmoid(), nn.AvgPool2d(2, divisor_override=1), conv(5, 6, padding=0), nn.Flatten(), head(24)
+    ),
+    "arguments by name": lambda: Net(
+        lambda net, x: net.head(
+            F.gelu(torch.tanh(torch.cat(tensors=[net.first(x), x], dim=1)), approximate="tanh").mean((2, 3))
+        ),
+        first=conv(2, 5), head=head(7)
     ),
 }  # fmt: skip
 
@@ -461,6 +477,106 @@ def test_dead_units_of_a_model_are_counted_with_the_reason():
     assert dead_units(model, x) == {"second": "1 of 6 units: what they are joined with is alive"}
 
 
-def test_a_width_to_round_to_is_a_positive_number():
-    with pytest.raises(ShrinkError, match="round_to = 0: should be 1 or more"):
-        shrink(made("chain"), None, torch.randn(IMAGES), round_to=0)
+class Block(nn.Module):
+    """What follows attention in a transformer, on [N, tokens, features]."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.act, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(self.act(self.up(self.norm(x))))
+
+
+def test_the_feed_forward_part_of_a_transformer_shrinks():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), Block(), Block()), torch.randn(2, 3, 6)
+    masks = without_row(model, "1.up", 2, bias=False) & without_row(model, "2.up", 3) & without_row(model, "0", 1)
+    found = remove_dead(model, masks, x)  # unit 2 is constant and goes into the bias of the next layer
+    assert [len(found.units[name]) for name in ("0", "1.up", "1.down", "2.up", "2.down")] == [8, 15, 8, 15, 8]
+    assert found.model[1].down.weight.shape == (8, 15)
+    assert list(found.stayed) == ["0"]
+
+
+def test_what_stays_because_its_layer_works_twice_is_told():
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), layer, nn.ReLU(), layer)
+    found = remove_dead(model, without_row(model, "2", 1), torch.randn(4, 5))
+    why = "module '2' (Linear) is used more than once, or its weight is, or that is computed"
+    assert found.stayed == {"2": f"1 of 6 units: {why}"}
+
+
+def test_a_first_layer_that_works_in_place_leaves_the_example_alone():
+    model, x = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.Linear(5, 6), nn.Linear(6, 3)), torch.randn(4, 5)
+    before = x.clone()
+    assert shrink(model, without_row(model, "1", 0), x)[1].out_features == 5
+    assert torch.equal(x, before)
+
+
+def test_one_sample_without_a_batch_shrinks_nothing():
+    model = nn.Sequential(conv(2, 5), nn.ReLU(), nn.MaxPool2d(2), conv(5, 3))
+    found = remove_dead(model, without_row(model, "0", 1), torch.randn(2, 5, 8))
+    assert (len(found.units["0"]), list(found.stayed)) == (5, ["0"])
+
+
+def test_a_head_whose_outputs_are_thrown_away_stays_whole():
+    def forward(net, x):
+        x = F.relu(net.first(x))
+        net.aux(F.relu(net.inner(x)))
+        return net.head(x.mean((2, 3)))
+
+    model = Net(forward, first=conv(2, 6), inner=conv(6, 5), aux=conv(5, 3), head=head(6))
+    x = torch.randn(IMAGES)
+    assert shrink(model, None, x) is model
+    small = shrink(model, without_row(model, "first", 1) & without_row(model, "inner", 2), x)
+    assert [small.get_submodule(n).in_channels for n in ("inner", "aux")] == [5, 4]
+    assert [len(small.get_submodule(n).weight) for n in ("first", "inner", "aux")] == [5, 4, 3]
+
+
+@dataclass
+class Outputs:
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("made_of", "why"),
+    [
+        (lambda net, y: y + torch.tensor([0.0, -math.inf, 0.0, 0.0]), None),
+        (lambda net, y: (y, y * net.factor), "by inf of the largest"),
+        (lambda net, y: Outputs(y * net.factor), "by inf of the largest"),
+        (lambda net, y: y * math.nan, "the model gives nan for the example"),
+        (lambda net, y: SimpleNamespace(logits=y), "gives a SimpleNamespace, in which no tensor is found"),
+    ],
+    ids=["infinite", "the second becomes nan", "in a dataclass", "nan before", "unknown"],
+)
+@torch.no_grad()
+def test_every_output_is_compared(made_of, why):
+    whole = Net(lambda net, x: made_of(net, net.head(x)), head=head(5))
+    small = copy.deepcopy(whole)
+    whole.factor, small.factor = 1.0, math.nan
+    with pytest.raises(ShrinkError, match=why) if why else contextlib.nullcontext():
+        _check(whole, small, torch.randn(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"round_to": 0}, "round_to = 0: should be a whole number, 1 or more"),
+        ({"round_to": "8"}, "round_to = '8': should be a whole number"),
+        ({"memory_format": "channels_last"}, "memory_format = 'channels_last': should be None, or torch"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, why):
+    with pytest.raises(ShrinkError, match=why):
+        shrink(made("chain"), None, torch.randn(IMAGES), **options)
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(3, 9)], ids=["chain", "traced"])
+def test_moments_that_cannot_be_cut_are_refused(example):
+    model = mlp(9, 7, 4)
+    rule = torch.optim.Adafactor(model.parameters())  # which keeps moments of rows and of columns
+    model(torch.randn(3, 9)).sum().backward()
+    rule.step()
+    assert shrink(model, None, example, optimizer=rule)[1].state
+    with pytest.raises(ShrinkError, match=r"Adafactor holds 'row_var'.*cannot be cut .*build a new one"):
+        shrink(model, without_row(model, "hidden_1", 2), example, optimizer=rule)
