@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunelab.masks import Masks
 
@@ -26,7 +27,7 @@ def dead_layers(model: nn.Module, masks: Masks) -> list[str]:
     before: nn.Linear | nn.Conv2d | None = None
     between: list[nn.Module] = []
     alive: Tensor | None = None  # which units of the layer before have a path to the inputs; None: all
-    for name, module in _chain(model) or ():
+    for name, module in in_order(model) or ():
         if isinstance(module, nn.Linear | nn.Conv2d):
             if before is None or not reads_units(before, between, module):
                 alive = None
@@ -59,6 +60,8 @@ def reads_units(before: nn.Linear | nn.Conv2d, between: Iterable[nn.Module], lay
 
 def _connected(layer: nn.Linear | nn.Conv2d, mask: Tensor | None, alive: Tensor | None) -> Tensor:
     """Which units of the layer have a kept weight from a unit that is alive."""
+    if is_lazy(layer.weight):  # before its first batch nobody knows its shape
+        return torch.ones(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels, dtype=torch.bool)
     kept = torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
     inputs = kept.shape[1]
     if alive is not None and not alive.all() and getattr(layer, "groups", 1) == 1:
@@ -67,11 +70,11 @@ def _connected(layer: nn.Linear | nn.Conv2d, mask: Tensor | None, alive: Tensor 
     return kept.flatten(1).count_nonzero(1) > 0  # any() is ten times slower
 
 
-def _chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
+def in_order(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
     """The modules of nested Sequentials in their order; None for anything else, whose forward may do what it likes."""
     if type(module).forward is not nn.Sequential.forward:
         return None
     links: list[tuple[str, nn.Module]] = []
     for name, child in module._modules.items():  # named_children() leaves out a module that comes twice
-        links.extend(_chain(child, f"{prefix}{name}.") or [(f"{prefix}{name}", child)])
+        links.extend(in_order(child, f"{prefix}{name}.") or [(f"{prefix}{name}", child)])
     return links

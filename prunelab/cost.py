@@ -45,18 +45,24 @@ class Cost:
         return self.parameters / self.nonzero if self.nonzero else math.inf
 
 
-def summarise(model: nn.Module, input_shape: tuple[int, ...], masks: Mapping[str, Tensor] | None = None) -> Cost:
+def summarise(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    masks: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Cost:
     """All of the costs at once; a few milliseconds, so it can be asked for after every round.
 
     Args:
         model: Any network; it is not changed and need not be in memory twice.
         input_shape: Shape of one sample.
         masks: Parameter name -> keep; None counts the zeros in the parameters.
+        dtype: Of the sample, as ``torch.long`` for an embedding; None: that of the parameters.
 
     Raises:
         PrunelabError: A mask that fits no parameter, or an input that the network cannot take.
     """
-    kept, (total, uses) = _kept(model, masks), _work(model, input_shape)
+    kept, (total, uses) = _kept(model, masks), _work(model, input_shape, dtype)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     weights = prunable_weights(model)
     return Cost(
@@ -106,7 +112,7 @@ def _kept(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int
     return {n: int(torch.count_nonzero(masks[n])) if n in masks else known[n].numel() for n in known}
 
 
-def _work(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, Counter[str]]:
+def _work(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> tuple[int, Counter[str]]:
     """MACs of one sample, and how often it uses each entry of each weight (positions of the output map).
 
     A plain chain is reckoned from its shapes, in microseconds, because a run asks for it after every pruning. For any
@@ -125,7 +131,7 @@ def _work(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, Counter[
     for layer in ghost.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(count)
-    dtype = next((p.dtype for p in ghost.parameters() if p.is_floating_point()), None)
+    dtype = dtype or next((p.dtype for p in ghost.parameters() if p.is_floating_point()), None)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             ghost(torch.empty(1, *input_shape, dtype=dtype, device="meta"))

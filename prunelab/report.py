@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from prunelab import cost, folding
 from prunelab.errors import PrunelabError, first_line
-from prunelab.graph import GraphError
+from prunelab.graph import GraphError, evaluating
 from prunelab.quantities import TIMES, short
 from prunelab.shrink import dead_units
 
@@ -239,14 +240,14 @@ def _unfolded(dense: nn.Module, model: nn.Module, example: Tensor) -> dict[str, 
 
 def latencies(models: Mapping[str, nn.Module], example: Tensor, repeats: int) -> dict[str, list[float]]:
     """Seconds of a forward pass in evaluation mode, every model once in each turn."""
-    was = {name: {m: m.training for m in net.modules()} for name, net in models.items()}
     found: dict[str, list[float]] = {name: [] for name in models}
     wait = torch.cuda.synchronize if example.is_cuda else (lambda: None)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), contextlib.ExitStack() as modes:
+            for net in models.values():
+                modes.enter_context(evaluating(net))
             for turn in range(repeats + 1):
                 for name, net in models.items():
-                    net.eval()
                     wait()
                     begin = time.perf_counter()
                     net(example)
@@ -257,10 +258,6 @@ def latencies(models: Mapping[str, nn.Module], example: Tensor, repeats: int) ->
         raise PrunelabError(
             f"model {name!r} does not take the example of shape {tuple(example.shape)}: {first_line(error)}"
         ) from None
-    finally:
-        for name, net in models.items():
-            for module in net.modules():
-                module.training = was[name].get(module, module.training)
     return found
 
 
@@ -269,7 +266,7 @@ def _side(model: nn.Module, example: Tensor, times: Sequence[float]) -> Side:
     path, source = getattr(model, "path", None), getattr(model, "source", None)
     foreign = isinstance(path, Path) and isinstance(source, nn.Module)  # export.OnnxModel: the work is its source's
     model = source if foreign else model
-    price = cost.summarise(model, tuple(example.shape[1:]))
+    price = cost.summarise(model, tuple(example.shape[1:]), dtype=example.dtype)
     dense = len(to_bytes({name: t.contiguous() for name, t in _unshared(model).items()}))
     sparse = sum(_bytes(tensor) for tensor in model.state_dict().values())
     return Side(
@@ -313,15 +310,12 @@ def _activations(model: nn.Module, example: Tensor) -> int:
 
     kinds = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
-    was = {m: m.training for m in model.modules()}
     try:
-        with torch.inference_mode():
-            model.eval()(example[:1])
+        with torch.inference_mode(), evaluating(model):
+            model(example[:1])
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in was.items():
-            module.training = mode
     return total
 
 

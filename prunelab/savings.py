@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunelab.data import Dataset
 from prunelab.export import OnnxModel, quantise, to_onnx
 from prunelab.folding import batchnorms
+from prunelab.graph import evaluating
 from prunelab.report import report
 from prunelab.shrink import shrink
 
@@ -102,11 +103,6 @@ def table(
 
 @torch.no_grad()
 def _correct(model: nn.Module, dataset: Dataset, x: Tensor, y: Tensor, piece: int = 500) -> int:
-    was = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         starts = range(0, len(y), piece)
         return sum(int((model(dataset.scale(x[i : i + piece])).argmax(1) == y[i : i + piece]).sum()) for i in starts)
-    finally:
-        for module, mode in was.items():
-            module.training = mode

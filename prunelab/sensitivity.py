@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
+from prunelab.graph import evaluating
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners import Pruner, Ranking, build, first_masks
-from prunelab.pruners.activations import evaluating, logits
+from prunelab.pruners.activations import logits
 from prunelab.pruners.select import Granularity, amount_to_count, check_amount, scored_names
 from prunelab.settings import Prune
 

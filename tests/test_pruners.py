@@ -369,3 +369,8 @@ def test_data_of_half_precision_may_add_up_to_more_than_it_can_hold(method):
         assert score.isfinite().all()
     if method == "wanda":
         assert input_norms(model, ["0"], batches)["0"].tolist() == pytest.approx(x.norm(dim=0).tolist(), rel=1e-3)
+
+
+def test_a_lazy_layer_that_is_not_asked_for_stands_in_nobodys_way():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(2))
+    assert pruners.prune(model, "l1_neuron", 0.5, layers=["0"]).counts["0.weight"] == 12

@@ -144,3 +144,9 @@ def test_a_model_that_cannot_be_traced_is_reported_all_the_same():
 
     model = nn.Sequential(nn.Linear(3, 2), Branching())
     assert report(model, model, torch.randn(2, 3), repeats=3).dead == {"small": {}}
+
+
+def test_a_model_that_takes_numbers_of_words_is_reported():
+    dense = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    found = report(dense, {"same": dense}, torch.zeros(2, 5, dtype=torch.long), repeats=3)
+    assert found.sides["dense"].macs == 5 * (4 * 6 + 6 * 2)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from prunelab.collapse import _chain
+from prunelab.collapse import in_order
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners.select import Granularity, amount_to_count, unit_masks
@@ -139,7 +139,7 @@ def pairs(model: nn.Module) -> list[Pair]:
     found: list[Pair] = []
     first: str | None = None
     between: list[nn.Module] = []
-    for name, module in _chain(model) or ():
+    for name, module in in_order(model) or ():
         if isinstance(module, nn.Linear):
             if first is not None:
                 found.append(Pair(first, name, nn.Sequential(*between)))

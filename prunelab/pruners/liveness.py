@@ -14,9 +14,8 @@ import torch.fx
 from torch import Tensor, nn
 
 from prunelab.channels import Survey
-from prunelab.graph import Graph, Node, traced
+from prunelab.graph import Graph, Node, evaluating, traced
 from prunelab.masks import Masks, maskable
-from prunelab.pruners.activations import evaluating
 from prunelab.pruners.scores import wide
 from prunelab.pruners.signals import inputs
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
+from prunelab.graph import evaluating
 from prunelab.masks import Masks
-from prunelab.pruners.activations import evaluating, logits
+from prunelab.pruners.activations import logits
 from prunelab.pruners.dropnet import Variant, drop_units, without_units
 from prunelab.pruners.select import Granularity, lowest_go, norms_behind, scored_names, units_of
 from prunelab.settings import settings

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from prunelab.collapse import _chain
+from prunelab.collapse import in_order
 from prunelab.graph import FUNCTIONS, METHODS, GraphError, traced
 
 _MIX = {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "linear", "scaled_dot_product_attention"}
@@ -71,7 +71,7 @@ def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
 
 def _nodes(model: nn.Module) -> list[torch.fx.Node] | None:
     """What the model does; None where nobody knows, and of a plain chain, whose modules tell the same."""
-    links = _chain(model)
+    links = in_order(model)
     if links is not None and not any(list(module.children()) for _, module in links):
         return None
     try:
