@@ -93,8 +93,11 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
         raise ExportError(f"{path}: no model of prunelab: its format is {metadata.get('format')!r}, not {_FORMAT!r}")
     try:
         described, tied, groups = (json.loads(metadata.get(n, "{}")) for n in ("architecture", "tied", "groups"))
-        if into is None and described is None:
-            raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
+    except ValueError as error:
+        raise ExportError(f"{path}: its description of the model is no JSON ({error}): save it again") from None
+    if into is None and described is None:
+        raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
+    try:
         model = copy.deepcopy(into) if into is not None else build(described)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
