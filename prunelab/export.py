@@ -94,7 +94,7 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
     try:
         described, tied, groups = (json.loads(metadata.get(n, "{}")) for n in ("architecture", "tied", "groups"))
     except ValueError as error:
-        raise ExportError(f"{path}: its description of the model is no JSON ({error}): save it again") from None
+        raise ExportError(f"{path}: its description of the model cannot be read ({error}): save it again") from None
     if into is None and described is None:
         raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
     try:
