@@ -65,6 +65,8 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     with np.errstate(invalid="ignore"):  # a loss that grew to inf has mean inf and no interval
         mean = float(numbers.mean()) if n else math.nan
         sd = float(numbers.std(ddof=1)) if n > 1 else math.nan
+    if n > 1 and (numbers == numbers[0]).all():  # their mean may be off by a rounding, and with it the deviation
+        mean, sd = float(numbers[0]), 0.0
     return Interval(mean, float(_half(np.array(sd), np.array(n), level)), n, sd, level)
 
 

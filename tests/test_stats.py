@@ -170,3 +170,8 @@ def test_importing_stats_loads_no_scipy():
     code = "import sys, prunelab.stats; print([m for m in sys.modules if m.split('.')[0] in ('scipy', 'torch')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_equal_numbers_have_no_spread_at_all():
+    found = mean_interval([100 * (1 - 0.9825)] * 3)
+    assert (found.mean, found.half) == (100 * (1 - 0.9825), 0.0)
