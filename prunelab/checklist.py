@@ -41,7 +41,7 @@ def checklist(rounds: pd.DataFrame, by: str = "strategy") -> Table:
     fewest = int(reached.min()) if len(reached) else 0
     anew = pruned[by].astype(str).str.endswith("new weights")  # a control that trains anew for the whole budget
     budgets = pruned[~anew].groupby(["id", "round"])["epoch"].max().groupby(level="round").nunique()
-    names = {str(name).split(",")[0] for name in rounds[by].unique()}
+    names = {str(name).rpartition(": ")[2].split(",")[0] for name in rounds[by].unique()}
     foreign = [str(name) for name in rounds[by].unique() if "layers as" in str(name)]
     both = len(pruned) > 0 and pruned[["compression_ratio", "effective_macs"]].notna().all(axis=None)
     raw = rounds["test_accuracy"].notna().all() and not rounds.duplicated([by, "id", "round"]).any()

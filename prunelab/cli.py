@@ -134,11 +134,17 @@ def compare(
     """
     from prunelab import checklist, comparison, tables
     from prunelab.experiment import run_all
+    from prunelab.results.records import writing
 
     if not methods:
         raise PrunelabError(f"compare what? Name one method or more of: {', '.join(comparison.comparable())}")
-    if save is not None and not save.parent.is_dir():
-        raise PrunelabError(f"--save {save}: there is no folder {save.parent}; make it first")
+    if save is not None:
+        if not save.parent.is_dir():
+            raise PrunelabError(f"--save {save}: there is no folder {save.parent}; make it first")
+        if save.is_dir():
+            raise PrunelabError(f"--save {str(save)!r} is a folder: give the name of a file")
+        with writing(save, "give a path that can be"), tempfile.TemporaryFile(dir=save.parent):
+            pass  # now, not after the training
     studies = comparison.compare(
         methods, models=models, data=data, amounts=amounts, rounds=rounds, seeds=seeds, epochs=epochs,
         recovery=recovery, train_size=train_size or None, controls=controls,
@@ -152,7 +158,8 @@ def compare(
     print(_fitted(tables.comparison(found, by=["strategy", "round"], metrics=metrics)))
     print(f"\n{checklist.checklist(found)}\n\n{results}; {epochs} + {rounds} x {recovery} epochs each")
     if save is not None:
-        found.to_csv(save, index=False)
+        with writing(save, "give a path that can be; what was trained is kept"):
+            found.to_csv(save, index=False)
         print(f"numbers: {save}")
     return FAILED if results.failed else 0
 

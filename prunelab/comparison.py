@@ -95,7 +95,7 @@ def compare(
     for model in models:
         study: Grid = {}
         for amount in amounts:
-            rate = f", {amount:.0%} a round" if len(amounts) > 1 else ""
+            rate = f", {100 * amount:.10g}% a round" if len(amounts) > 1 else ""
             for name, prune in _with_baselines(chosen, amount, rounds).items():
                 own = Run(
                     Data(data, train_size=train_size, test_size=test_size),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from prunelab.errors import as_output
+from prunelab.errors import PrunelabError, as_output
 from prunelab.plots.layers import schedule_curves
 from prunelab.plots.pictures import Look, Picture
 from prunelab.schedules import Ramp
@@ -27,6 +27,7 @@ KINDS = {
     "linear": "linear",
     "cosine": "cosine",
 }
+ROOM = "line-height:1.4;min-height:2.8em"  # two lines, so that the picture below them does not move
 
 
 class ScheduleDesigner(widgets.VBox):
@@ -43,12 +44,14 @@ class ScheduleDesigner(widgets.VBox):
     """
 
     def __init__(self, kind: str = "one_cycle", final: float = 0.9, epochs: int = 25, look: Look = "light") -> None:
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise PrunelabError(f"ScheduleDesigner: epochs = {epochs!r}: should be a whole number, at least 1")
         first = Ramp(kind, final)  # type: ignore[arg-type]  # refuses what is none
         wide = {"style": {"description_width": "11em"}, "layout": {"width": "38em", "max_width": "100%"}}
         slider = {"continuous_update": False, **wide}
         self.kind = widgets.Dropdown(options=KINDS.items(), value=first.kind, description="schedule", **wide)
         self.final = widgets.FloatSlider(
-            value=100 * final, min=0, max=99.9, step=0.1, description="final sparsity (%)", **slider
+            value=100 * final, min=0, max=max(99.9, 100 * final), step=0.1, description="final sparsity (%)", **slider
         )
         self.begin = widgets.FloatSlider(
             value=100 * first.begins, max=95, step=5, description="begins after (%)", **slider
@@ -73,7 +76,7 @@ class ScheduleDesigner(widgets.VBox):
         """The schedule that is shown."""
         return Ramp(
             self.kind.value,
-            round(self.final.value / 100, 4),
+            round(self.final.value / 100, 6),
             round(self.begin.value / 100, 4),
             self.alpha.value,
             self.beta.value,
@@ -111,10 +114,11 @@ class ScheduleDesigner(widgets.VBox):
         try:
             ramp = self.ramp
             picture = self._drawn(ramp)
+            code = f"Prune({self.settings.method!r}, options={self._options()!r})"
             parts = (
-                f'<p role="status" aria-live="polite">{html.escape(self._words(ramp))}</p>',
+                f'<p role="status" aria-live="polite" style="{ROOM}">{html.escape(self._words(ramp))}</p>',
                 picture.html(110),
-                f"<pre>{html.escape(f'Prune({self.settings.method!r}, options={self._options()!r})')}</pre>",
+                f'<pre style="white-space:pre-wrap;word-break:normal">{html.escape(code)}</pre>',
             )
         except Exception as error:
             parts, self._failure = ("", "", ""), self._failure or error
@@ -130,5 +134,6 @@ class ScheduleDesigner(widgets.VBox):
         half = next(t for t, value in ramp.curve(1001) if value >= ramp.final / 2)
         return (
             f"{self.kind.label}. Half of the final sparsity of {100 * ramp.final:g} % is reached after "
-            f"{100 * half:.0f} % of the training, epoch {half * self._epochs:.1f} of {self._epochs}."
+            f"{100 * half:.0f} % of the training, epoch {half * self._epochs:.1f} of {self._epochs}. "
+            "Pale: the other schedules."
         )

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +162,24 @@ def asked_for(
     Raises:
         PrunelabError: no run, none under a name, or no process to train it.
     """
-    named = {name: list(group) for name, group in runs.items()} if isinstance(runs, Mapping) else {}
+    groups = {name: _listed(group) for name, group in (runs if isinstance(runs, Mapping) else {"": runs}).items()}
+    named = groups if isinstance(runs, Mapping) else {}
     if bare := [name for name, group in named.items() if not group]:
         raise PrunelabError(f"no runs of {bare[0]!r} were asked for: should be at least one; is the number of seeds 0?")
-    once = {run.id: run for run in (itertools.chain(*named.values()) if named else runs)}
+    once = {run.id: run for run in itertools.chain(*groups.values())}
     if not once:
         raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")
-    if jobs is not None and jobs < 1:
-        raise PrunelabError(f"jobs = {jobs}: should be 1 or more; None: one for each core")
+    if jobs is not None and (not isinstance(jobs, Integral) or jobs < 1):
+        raise PrunelabError(f"jobs = {jobs!r}: should be 1 or more, a whole number; None: one for each core")
     return list(once.values()), {name: [run.id for run in group] for name, group in named.items()}
+
+
+def _listed(runs: Any) -> list[Run]:
+    """Runs as a list; networks of tables have settings of another class, with an id all the same."""
+    listed = list(runs) if isinstance(runs, Iterable) else None
+    if listed is None or not all(hasattr(one, "id") for one in listed):
+        raise PrunelabError(f"runs = {runs!r}: should be a list of Run(...), or name -> such a list")
+    return listed
 
 
 _device = device  # the parameter of run_all shadows the function

@@ -121,7 +121,7 @@ def parse_assignment(text: str, declared: Mapping[str, Parameter]) -> tuple[str,
         return name, None
     try:
         parsed = value if parts <= {"str", "None"} else ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         parsed = value  # text, which the check takes where text is declared, and otherwise names
     return name, _checked(declared[name], parsed)
 

@@ -217,8 +217,14 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
             checks.append(Check(artefact, "", "not made yet", ""))
             continue
         claims = facts.get("claims") or []
-        problem = _missing(artefact) or _misjudged(artefact, claims)
-        checks.append(Check(artefact, facts["preset"], tables.summary(c["verdict"] for c in claims), problem, claims))
+        try:
+            problem = _missing(artefact) or _misjudged(artefact, claims)
+            verdict = tables.summary(claim["verdict"] for claim in claims)
+            tables.stored_verdicts(claims)
+        except (PrunelabError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
+            verdict, claims = "", []
+            problem = f"its claims are no table of verdicts; run `prunelab reproduce {artefact.id} --force`"
+        checks.append(Check(artefact, facts["preset"], verdict, problem, claims))
     return checks
 
 

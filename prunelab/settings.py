@@ -23,6 +23,7 @@ from prunelab.errors import PrunelabError, nearest
 
 T = TypeVar("T", bound=type)
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+MOST = 2**63 - 1  # what a column of the tables holds; a larger number in one run would break the lists of all
 Literals = str | int | float | bool | None
 
 
@@ -77,7 +78,7 @@ class Data:
     test: float | int | None = (
         None  # for data without a test part (iris, digits): fraction or number; None: data set's own default
     )
-    split_seed: int = 42
+    split_seed: Annotated[int, Field(ge=-MOST, le=MOST)] = 42
     train_size: int | None = None  # use only so many training samples; None: all
     test_size: int | None = None  # at most so many validation and test samples; None: all
     scaling: Literal["unit", "standard", "minmax", "minmax_all", "centred", "raw"] = (
@@ -89,7 +90,7 @@ class Data:
         """Refuse sizes that mean nothing."""
         for field in ("validation", "test", "train_size", "test_size"):
             value = getattr(self, field)
-            if value is not None and (value < 0 or (field.endswith("_size") and value < 1)):
+            if value is not None and (not value >= 0 or (field.endswith("_size") and value < 1)):
                 least = "1 or more" if field.endswith("_size") else "0 or more"
                 raise ValueError(f"{field} = {value}: should be {least}")
             if isinstance(value, float) and value >= 1 and not value.is_integer():
@@ -118,8 +119,8 @@ class Model:
 class Train:
     """One training, from fresh or rewound weights to its last epoch."""
 
-    epochs: Annotated[int, Field(ge=1)] = 25
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    epochs: Annotated[int, Field(ge=1, le=MOST)] = 25
+    batch_size: Annotated[int, Field(ge=1, le=MOST)] = 128
     optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of SGD
@@ -163,7 +164,7 @@ class Prune:
 
     method: str = "none"
     amount: Fraction = 0.2  # fraction of the remaining units that goes in one round
-    rounds: Annotated[int, Field(ge=0)] = (
+    rounds: Annotated[int, Field(ge=0, le=MOST)] = (
         0  # prune-recover cycles after the dense round 0; methods that prune while training ignore it
     )
     stop: Annotated[float, Field(gt=0, le=1)] | None = None  # no further round once this density of units was trained
@@ -191,7 +192,7 @@ class Run:
     train: Train = Train()
     prune: Prune = Prune()
     retrain: Train | None = None  # training of the rounds after the first; None: as ``train``
-    seed: Annotated[int, Field(ge=0)] = 0  # seeds the weights, the batch order and every random choice
+    seed: Annotated[int, Field(ge=0, le=MOST)] = 0  # seeds the weights, the batch order and every random choice
 
     @property
     def id(self) -> str:

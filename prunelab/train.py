@@ -51,7 +51,9 @@ def device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
-    except RuntimeError:
+        if found.type != "cuda":
+            torch.zeros(1, device=found).item()  # torch knows the names of devices that it was built without
+    except (RuntimeError, AssertionError, TypeError):
         raise PrunelabError(f"device {name!r}: no such device; use 'auto', 'cpu' or 'cuda'") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise PrunelabError(f"device {name!r}: this machine has no usable CUDA; use device='auto' or 'cpu'")

@@ -18,7 +18,7 @@ from prunelab.stats import Interval, paired_difference, summarise
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH, ROW = 320, 24  # of the picture in a row, in pixels of the page
+WIDTH, ROW = 260, 24  # of the picture in a row, in pixels of the page
 EDGE = 10  # left and right of its axis
 ALIKE = 1.1  # compressions that differ by a larger factor are not compared (our own default)
 STYLE = """<style>
@@ -26,7 +26,7 @@ STYLE = """<style>
   --one: var(--jp-brand-color1, #0072b2); --two: #d55e00; --faint: var(--jp-border-color1, #8888)}
 .prunelab-versus table {color: inherit; border-collapse: collapse; font-size: 13px;
   font-variant-numeric: tabular-nums}
-.prunelab-versus :is(td, th) {padding: 0 0 0 16px; text-align: right; font-weight: normal; white-space: nowrap}
+.prunelab-versus :is(td, th) {padding: 0 0 0 12px; text-align: right; font-weight: normal; white-space: nowrap}
 .prunelab-versus :is(td, th):first-child {padding-left: 6px; text-align: left}
 .prunelab-versus thead th {border-bottom: 1px solid var(--faint); padding-bottom: 4px}
 .prunelab-versus tr.one {background: color-mix(in srgb, var(--one) 14%, transparent); font-weight: 600}
@@ -194,8 +194,11 @@ class Results:
 
     def _highest(self, levels: pd.DataFrame) -> str:
         """What leads, which with many methods is partly luck."""
+        up = quantity(self.y)
         known = levels[self.y].dropna()
-        words = f"Highest mean of {len(known)}: {known.idxmax()}." if len(known) else ""
+        first = [str(name) for name, shown in known.map(up.number).items() if shown == up.number(known.max())]
+        alike = f", and {len(first) - 1} more with the same number" if len(first) > 1 else ""
+        words = f"Highest mean of {len(known)}: {first[0]}{alike}." if first else ""
         return f"<p>{html.escape(words)}</p>"
 
 
@@ -211,10 +214,10 @@ def _drawn(place: Any, value: float, half: float, kind: str) -> str:
 
 
 def _range(values: pd.Series, halves: pd.Series) -> tuple[float, float]:
-    """Room for the means and their intervals; an interval of few runs that reaches far is cut."""
+    """Room for the means and their intervals; an interval of few runs that reaches far is cut, a usual one is not."""
     low, high = values.min(), values.max()
-    span = (high - low) or abs(high) or 1.0
     reach = halves.fillna(0)
+    span = max(high - low, reach.median()) or abs(high) or 1.0
     low, high = max((values - reach).min(), low - span), min((values + reach).max(), high + span)
     return low - 0.05 * span, high + 0.05 * span
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from prunelab.stats import Interval
 
-ALL = "all (mean)"
+ALL = "all (mean)"  # also its value: a dropdown whose value is None shows nothing
 DIGITS = 4  # significant ones; positions that agree in so many are one, since seeds differ a little in what they reach
 DPI = 120  # of the picture in a widget
-LEFT = ("density", "fraction", "weights", "parameters", "units", "filters", "neurons_share", "effective_macs", "kib")
+LEFT = ("density", "fraction", "weights", "parameters", "units", "filters", "neurons_share", "kib")
+LEFT += ("macs", "effective_macs")
 BESIDE = ("test_accuracy", "validation_accuracy", "validation_loss", "weights", "units", "seconds")
 
 
@@ -155,7 +156,7 @@ class _Explorer:
         heading = by.rpartition(".")[2].replace("_", " ")
         choices = rows[by].unique().tolist()
         self.choice = widgets.Dropdown(options=choices, description=heading, style=wide, layout=room)
-        self.seed = widgets.Dropdown(options=[(ALL, None)], description="seed", style=wide, layout=room)
+        self.seed = widgets.Dropdown(options=[ALL], description="seed", style=wide, layout=room)
         self.slider = widgets.SelectionSlider(
             options=[0.0],
             description=quantity(x).axis,
@@ -183,9 +184,9 @@ class _Explorer:
         try:
             own = _chosen(self.rows, self.by, self.choice.value, None)
             seeds, seed, at = sorted(own["seed"].unique().tolist()), self.seed.value, self.slider.value
-            self.seed.options = [(ALL, None), *((str(known), known) for known in seeds)]
-            self.seed.value = seed if seed in seeds else None
-            known = positions(self.rows, self.x, self.by, self.choice.value, self.seed.value)
+            self.seed.options = _seeds(seeds)
+            self.seed.value = seed if seed in seeds else ALL
+            known = positions(self.rows, self.x, self.by, self.choice.value, _seed(self.seed))
             self.slider.options = [(quantity(self.x).text(value), value) for value in known]
             middle = known[len(known) // 2]
             self.slider.value = middle if change is None else min(known, key=lambda value: abs(value - at))
@@ -199,7 +200,7 @@ class _Explorer:
             return
         with _errors_in(self.errors, self.sentence, self.picture, self.table):
             shown = view(
-                self.rows, self.x, self.y, self.by, self.choice.value, self.seed.value, self.slider.value, self.look
+                self.rows, self.x, self.y, self.by, self.choice.value, _seed(self.seed), self.slider.value, self.look
             )
             self.sentence.value = f'<p role="status" aria-live="polite">{html.escape(shown.sentence)}</p>'
             self.picture.value = shown.picture.html(DPI)
@@ -216,7 +217,7 @@ class _Comparison:
         names = [(str(name), name) for name in results.methods]
         self.one = widgets.Dropdown(options=names, value=results.methods[1], description="compare", **wide)
         self.two = widgets.Dropdown(options=names, value=results.methods[0], description="with", **wide)
-        seeds = [(ALL, None), *((str(seed), seed) for seed in results.seeds)]
+        seeds = _seeds(results.seeds)
         self.seed = widgets.Dropdown(options=seeds, description="seed", disabled=len(seeds) == 1, **wide)
         options = results.positions
         self.slider = widgets.SelectionSlider(
@@ -236,13 +237,23 @@ class _Comparison:
         self._draw(None)
 
     def _draw(self, _: Any) -> None:
-        at = self.one.value, self.two.value, self.slider.value, self.seed.value
+        at = self.one.value, self.two.value, self.slider.value, _seed(self.seed)
         with _errors_in(self.errors, self.sentence, self.table):
             words, table = self.results.words(*at), self.results.html(*at)
             self.sentence.value = (
                 f'<p role="status" aria-live="polite" style="line-height:1.4;min-height:2.8em">{html.escape(words)}</p>'
             )
             self.table.value = table
+
+
+def _seeds(seeds: list[Any]) -> list[tuple[str, Any]]:
+    """What a control of seeds offers."""
+    return [(ALL, ALL), *((str(seed), seed) for seed in seeds)]
+
+
+def _seed(control: Any) -> Any:
+    """The seed that is chosen; None: all."""
+    return None if control.value == ALL else control.value
 
 
 @contextmanager

@@ -108,6 +108,15 @@ def test_runs_can_be_chosen_and_a_run_that_is_not_complete_is_refused(store, tmp
     assert len(archive.export(store, path)) == 2
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "epochs.parquet", "provenance.json"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:1])])
+def test_a_damaged_run_is_met_at_export_not_on_the_other_machine(store, tmp_path, name, damage):
+    damage(store.root / RUNS[0].id / name)
+    with pytest.raises(StoreError, match=rf"{name} is (missing|damaged .*): delete the folder"):
+        archive.export(store, tmp_path / "runs.tar")
+    assert not (tmp_path / "runs.tar").exists()
+
+
 def test_an_empty_store_has_nothing_to_export(other, tmp_path):
     with pytest.raises(StoreError, match="no complete run to export"):
         archive.export(other, tmp_path / "x.tar")

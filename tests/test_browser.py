@@ -298,7 +298,7 @@ def test_stored_results_are_compared_and_pictures_follow_the_theme(desk, theme):
         "rows = pd.DataFrame({'density': [1.0, 0.5], 'test_accuracy': [0.9, 0.8]})\n"
         "plots.curve(rows, 'density', 'test_accuracy')"
     )
-    notebook(desk / "picture.ipynb", picture)
+    notebook(desk / "picture.ipynb", picture, f"{OWN}\nipywidgets.HBox([explorer, PruningExplorer(model, digits)])")
     settings = SETTINGS | {"apputils-extension/themes": {"theme": theme}}
     with jupyterlab(desk, settings) as (_, address):
         with page(address.format(path="compare_methods.ipynb")) as lab:
@@ -317,3 +317,9 @@ def test_stored_results_are_compared_and_pictures_follow_the_theme(desk, theme):
             drawn = lab.locator("img.prunelab-picture")
             look = drawn.evaluate("e => getComputedStyle(e).filter")
             assert look == ("invert(1) hue-rotate(180deg)" if theme.endswith("Dark") else "none")
+            edges = "e => [e, e.closest('.widget-vbox')].map(part => part.getBoundingClientRect().right)"
+            found = lab.locator(".prunelab-live .facts").all()
+            assert len(found) == 2
+            for numbers in found:  # two explorers side by side have less room
+                inner, outer = numbers.evaluate(edges)
+                assert inner <= outer

@@ -109,6 +109,7 @@ sys.exit(f"loaded: {sorted(heavy)}" if heavy else 0)
         (["list", "--all"], "list has no option '--all'"),
         (["list", "dyprune"], "dyprune; `prunelab list -h` says more"),
         (["runs", "export"], "PATH"),
+        (["runs", "export", ""], "'.' is no name of a file: give the path of a tar file"),
         (["runs", "gc", "--days", "soon"], "--days: could not convert string to float: 'soon'"),
         (["runs", "gc", "--days", "-1"], "days = -1.0: should be 0 or more"),
         (["runs", "gc", "--days", "nan"], "days = nan: should be 0 or more"),
@@ -212,6 +213,26 @@ def test_verify_believes_the_numbers_and_not_the_verdicts_beside_them(call, figu
     code, out, _ = call("verify", "dyprune/rate")
     assert code == cli.FAILED
     assert "claim 'rate_403' says 'confirmed', its number gives 'contradicted'" in out[-1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda facts: facts["claims"][0].pop("verdict"),
+        lambda facts: facts["claims"][0].pop("ours"),
+        lambda facts: facts["claims"][0].update(ours="many"),
+        lambda facts: facts["claims"][0].update(verdict="true"),
+        lambda facts: facts["claims"][0].update(reported="99"),
+        lambda facts: facts.update(claims="confirmed"),
+    ],
+)
+def test_verify_says_which_claims_are_damaged(call, figure, damage):
+    facts = json.loads(figure.read_text())
+    damage(facts)
+    figure.write_text(json.dumps(facts))
+    code, out, err = call("verify", "dyprune/rate")
+    assert (code, len(out), err) == (cli.FAILED, 1, [])
+    assert "its claims are no table of verdicts; run `prunelab reproduce dyprune/rate --force`" in out[0]
 
 
 @pytest.mark.parametrize("ending", [".png", ".csv"])

@@ -61,6 +61,8 @@ def test_several_amounts_are_several_curves():
         "snip, 50% a round": 0.5,
         "snip, 80% a round": 0.8,
     }
+    (study,) = compare(["snip"], amounts=(0.2, 0.204, 0.29), seeds=1).values()  # rounded, two would be one
+    assert [name for name in study if name.startswith("snip")] == [f"snip, {x}% a round" for x in ("20", "20.4", "29")]
 
 
 def test_counts_of_another_mask_are_met_layer_by_layer_with_the_highest_scores():
@@ -186,6 +188,8 @@ def found(frame):
 def test_the_checklist_ticks_what_is_there():
     ticks = found(rows(names=("random", "magnitude", "snip", "random, layers as snip", "snip, new weights")))
     assert all(ticks.values())
+    several = rows().assign(strategy=lambda f: f["model"] + ": " + f["strategy"])  # as the command line names them
+    assert found(several) == found(rows())
 
 
 @pytest.mark.parametrize(
@@ -218,6 +222,10 @@ def test_compare_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "snip" in said
     assert "After Blalock et al." in said
     assert set(pd.read_csv(tmp_path / "rows.csv")["strategy"]) == {"random", "magnitude", "snip"}
+    for wrong in ("", str(tmp_path), "/proc/rows.csv"):
+        monkeypatch.setattr("prunelab.experiment.run_all", lambda *_, **__: pytest.fail("it trained"))
+        assert cli.main(["compare", "snip", *words, "--save", wrong]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
     assert cli.main(["compare"]) == 2
     assert "Name one method or more of" in capsys.readouterr().err
 

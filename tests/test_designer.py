@@ -43,6 +43,17 @@ def test_a_schedule_that_is_none_is_refused():
         ScheduleDesigner("onecycle")
 
 
+@pytest.mark.parametrize("epochs", [0, "8", True])
+def test_epochs_that_are_none_are_refused(epochs):
+    with pytest.raises(PrunelabError, match=r"ScheduleDesigner: epochs = .*: should be a whole number"):
+        ScheduleDesigner(epochs=epochs)
+
+
+def test_what_was_asked_for_is_not_cut_to_the_length_of_a_slider():
+    designer = ScheduleDesigner(final=0.99955)
+    assert designer.settings.options["sparsity"] == 0.99955
+
+
 def test_an_error_is_shown_and_kept(monkeypatch):
     designer = ScheduleDesigner()
 

@@ -426,8 +426,14 @@ def test_no_runs_and_no_jobs_are_refused(tmp_path):
         run_all([], store=Store(tmp_path))
     with pytest.raises(PrunelabError, match=r"no runs of 'dense' were asked for: .* is the number of seeds 0"):
         run_all({"pruned": [run("magnitude")], "dense": []}, store=Store(tmp_path))
-    with pytest.raises(PrunelabError, match="jobs = 0: should be 1 or more"):
-        run_all([run()], store=Store(tmp_path), jobs=0)
+    for jobs in (0, 1.5, "2"):
+        with pytest.raises(PrunelabError, match=f"jobs = {jobs!r}: should be 1 or more"):
+            run_all([run()], store=Store(tmp_path), jobs=jobs)
+    for wrong in (run(), {"dense": run()}, ["dense"], None):
+        with pytest.raises(
+            PrunelabError, match=r"runs = .*: should be a list of Run\(\.\.\.\), or name -> such a list"
+        ):
+            run_all(wrong, store=Store(tmp_path))
 
 
 @pytest.mark.parametrize("recover", ["finetune", "rewind", "none"])

@@ -1,10 +1,12 @@
 """Fine-tuning in the explorer: the package's trainer, in a thread that can be watched and stopped."""
 
 import copy
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,31 @@ def test_while_it_trains_only_stop_can_be_pressed_and_stopping_changes_nothing(e
     assert not explorer.rate.disabled
     assert explorer.buttons["stop"].disabled
     assert explorer.buttons["undo"].disabled
+
+
+def test_the_second_press_of_a_double_click_does_nothing(explorer, held):
+    """The browser sends it before it has heard that the button is off."""
+    shown = explorer._screen.curve.value
+    for name in ("fine-tune 1 epoch", "undo", "sweep", "keep these masks"):
+        explorer.buttons[name].click()
+    assert (explorer._screen.errors.outputs, explorer._screen.curve.value, explorer.kept) == ((), shown, None)
+    held.set()
+    explorer._tuning.join(10)
+    explorer.buttons["undo"].click()
+    assert "fine-tuning" not in str(explorer)
+    explorer.check()
+
+
+def test_closing_ends_the_training_and_lets_go_of_the_network(model, digits):
+    explorer = PruningExplorer(model, digits, rate=0.8, evaluate=50, tuning=TUNING)
+    explorer.fine_tune()
+    tuning, network = explorer._tuning, weakref.ref(explorer._subject.module)
+    explorer.close()
+    tuning.join(10)
+    assert not tuning.is_alive()
+    del explorer, tuning
+    gc.collect()
+    assert network() is None
 
 
 def test_the_given_model_is_not_trained(explorer, model):

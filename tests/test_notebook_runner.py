@@ -204,6 +204,7 @@ def test_an_assignment_is_read_by_its_declared_type(tmp_path, text, value):
         ("seeds=__import__('os')", "should be list"),
         ("lr=1e999", "finite"),
         ("epochs=" + "(" * 5000, "should be int"),
+        ("epochs={[]: 1}", "should be int"),
     ],
 )
 def test_an_assignment_that_means_nothing_is_refused(tmp_path, text, complaint):

@@ -189,6 +189,18 @@ def test_a_run_that_fails_before_its_first_round_is_on_record(store):
 # ---- killed, full, concurrent ----
 
 
+def test_the_checkpoint_of_another_run_is_not_gone_on_with(store):
+    with store.claim(RUN) as writer:
+        writer.save(checkpoint())
+    other = Run(seed=4, prune=RUN.prune)
+    store.place(RUN.id).partial.rename(store.place(other.id).partial)
+    with (
+        store.claim(other) as writer,
+        pytest.raises(StoreError, match=f"holds the settings of {RUN.id}, not of {other.id}"),
+    ):
+        _ = writer.checkpoint
+
+
 @pytest.mark.parametrize("patience", [0.0, 0.005])
 def test_a_kill_in_the_middle_of_saving_leaves_the_last_round_whole(store, patience):
     code = """

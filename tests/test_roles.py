@@ -1,13 +1,17 @@
 """Which BatchNorm stands behind a layer, and whose units are the outputs: by what is called, not what is declared."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from prunelab import models, prune
+from prunelab import graph, models, prune
 from prunelab.masks import Masks
+from prunelab.pruners import roles
 from prunelab.pruners.roles import norms_behind, outputs
 from prunelab.settings import Model
 
@@ -202,3 +206,19 @@ def test_tracing_leaves_the_model_as_it_was():
     model.bn1_0.eval()
     prune(model, "l1_filter", 0.5, current=Masks({}))
     assert [module.training for module in model.modules()].count(False) == 1
+
+
+def test_a_model_is_traced_once_and_again_when_it_has_other_modules(monkeypatch):
+    traces = []
+    monkeypatch.setattr(roles, "traced", lambda model: traces.append(1) or graph.traced(model))
+    model = models.build(Model("resnet20"), (3, 32, 32), 10, 0)
+    for _ in range(3):
+        prune(model, "l1_filter", 0.5)
+    assert len(traces) == 1
+    model.norm = nn.BatchNorm2d(16)
+    prune(model, "l1_filter", 0.5)
+    assert len(traces) == 2
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None  # what is known of a model does not keep it

@@ -54,6 +54,16 @@ def test_round_trip_through_json_keeps_the_id():
             "Train: patience needs the validation loss of every epoch: leave validate_every_epoch at True",
         ),
         (lambda: Run(seed=-1), "Run: seed = -1: input should be greater than or equal to 0"),
+        (lambda: Run(seed=2**63), f"Run: seed = {2**63}: input should be less than or equal to {2**63 - 1}"),
+        (
+            lambda: Train(batch_size=2**70),
+            f"Train: batch_size = {2**70}: input should be less than or equal to {2**63 - 1}",
+        ),
+        (
+            lambda: Data(split_seed=2**70),
+            f"Data: split_seed = {2**70}: input should be less than or equal to {2**63 - 1}",
+        ),
+        (lambda: Data(validation=float("nan")), "Data: validation = nan: should be 0 or more"),
         (lambda: Data(validation=-1), "Data: validation = -1: should be 0 or more"),
         (lambda: Data(train_size=0), "Data: train_size = 0: should be 1 or more"),
         (

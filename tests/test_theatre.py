@@ -341,6 +341,7 @@ def test_an_error_of_the_picture_is_shown_raised_and_kept(tmp_path, monkeypatch)
         ({"settings": dataclasses.replace(run(), prune=Prune("dyprun"))}, "did you mean 'dyprune'"),
         ({"settings": dataclasses.replace(run(), prune=Prune("magnitude", masks_of="nobody"))}, "follows 'nobody'"),
         ({"pace": -1}, "pace = -1"),
+        ({"pace": "0.5"}, "pace = '0.5'"),
         ({"device": "tpu"}, "device 'tpu'"),
     ],
 )

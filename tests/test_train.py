@@ -276,6 +276,9 @@ def test_absent_cuda_is_named():
         pytest.skip("this machine has CUDA")
     with pytest.raises(PrunelabError, match="no usable CUDA; use device='auto' or 'cpu'"):
         device("cuda")
+    for absent in ("meta", None):
+        with pytest.raises(PrunelabError, match=f"device {absent!r}: no such device"):
+            device(absent)
     with pytest.raises(PrunelabError, match="no such device"):
         device("gpuu")
     assert device("auto").type == "cpu"

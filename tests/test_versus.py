@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from prunelab import paths, widgets
+from prunelab import paths, versus, widgets
 from prunelab.errors import PrunelabError
 from prunelab.stats import mean_interval
 from prunelab.versus import Results
@@ -122,6 +122,14 @@ def test_the_table_draws_means_and_intervals_where_they_belong():
     assert left <= right
 
 
+def test_means_that_are_nearly_alike_are_drawn_with_their_whole_intervals():
+    rows = means().assign(test_accuracy=[0.9, 0.90001] * 2, test_accuracy_half=0.004)
+    table = results(rows).html("a", "b", 1)
+    for left, right in re.findall('<line class="bar" x1="([^"]*)" x2="([^"]*)"', table):
+        assert versus.EDGE < float(left) < float(right) < versus.WIDTH - versus.EDGE
+    assert "Highest mean of 2: b, and 1 more with the same number." in table
+
+
 def test_names_are_escaped():
     assert "c &lt;x&gt;" in results(runs()).html("a", "b", 1)
     assert "c <x>" not in results(runs()).html("a", "b", 1)
@@ -129,7 +137,7 @@ def test_names_are_escaped():
 
 def test_moving_a_control_changes_sentence_and_table_together():
     slider, one, two, seed, sentence, table, errors = parts(widgets.compare(runs()))
-    assert (one.value, two.value, slider.value, seed.value) == ("a", "b", 1, None)
+    assert (one.value, two.value, slider.value, seed.value) == ("a", "b", 1, "all (mean)")
     assert plain(sentence) == results(runs()).words("a", "b", 1)
     before = table.value
     slider.value = 2
@@ -145,6 +153,7 @@ def test_moving_a_control_changes_sentence_and_table_together():
 def test_without_single_runs_there_is_no_seed_to_choose():
     _, _, _, seed, *_ = parts(widgets.compare(means()))
     assert seed.disabled
+    assert seed.label == "all (mean)"  # not empty
 
 
 def test_an_error_is_shown_raised_and_leaves_no_old_picture(monkeypatch):
@@ -218,3 +227,21 @@ def test_the_notebook_needs_no_more_than_the_binder_has():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "words"),
+    [
+        ("compare_methods", {"tables": "related/hed*"}, "there is no figures/related/hed*.csv"),
+        ("watch_dyprune", {"strategy": "dynamic"}, "strategy = 'dynamic': should be one of ['dynamic trigger, "),
+        ("watch_dyprune", {"hidden": 100}, "Model: hidden = 100"),
+        ("what_pruning_buys", {"preset": "quik"}, "preset 'quik': did you mean 'quick'?"),
+    ],
+)
+def test_a_mistyped_parameter_is_refused_in_one_line(name, wrong, words):
+    book = nbformat.read(NOTEBOOK.with_stem(name), as_version=4)
+    parameters, first = [cell.source for cell in book.cells if cell.cell_type == "code"][:2]
+    here = {}
+    exec(parameters, here)
+    with pytest.raises(PrunelabError, match=re.escape(words)):
+        exec(first, here | wrong)

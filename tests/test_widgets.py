@@ -43,10 +43,13 @@ def test_the_slider_stops_at_measured_values_only():
     assert [value for _, value in slider.options] == [1.0, 0.4]
 
 
-@pytest.mark.parametrize(("x", "found"), [("fraction", [1.0, 0.5, 0.05]), ("sparsity", [0.0, 0.5, 0.95])])
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [("fraction", [1.0, 0.5, 0.05]), ("macs", [100, 50, 5]), ("sparsity", [0.0, 0.5, 0.95])],
+)
 def test_the_slider_and_the_table_go_on_as_pruning_does(x, found):
     fraction = rows()["density"].round(2)
-    own = rows().assign(fraction=fraction, sparsity=1 - fraction)
+    own = rows().assign(fraction=fraction, macs=100 * fraction, sparsity=1 - fraction)
     slider, table = (parts(widgets.explore(own, x=x))[place] for place in (2, 5))
     assert [value for _, value in slider.options] == found
     places = [table.value.index(f">{value:g}<") for value in found]
@@ -82,9 +85,13 @@ def test_another_strategy_keeps_the_nearest_position():
 
 def test_one_seed_is_shown_without_an_interval():
     _, seed, slider, sentence, *_ = parts(widgets.explore(rows()))
+    assert seed.label == "all (mean)"
     seed.value = 2
     slider.value = 0.5
     assert plain(sentence) == "l1: at density 0.5 (sparsity 0.5) test accuracy is 82.00 % (seed 2)."
+    seed.label = "all (mean)"
+    assert "(n = 3)" in plain(sentence)
+    assert seed.label == "all (mean)"  # and not empty
 
 
 def test_epochs_can_be_walked_through_like_rounds():

@@ -199,6 +199,17 @@ class PruningExplorer(widgets.VBox):
         if self._failure is not None:
             raise self._failure
 
+    def close(self) -> None:
+        """Take everything off the screen and end the fine-tuning, if there is one; nothing holds the network then."""
+        tuning, self._rest = getattr(self, "_tuning", None), None
+        if tuning is not None:
+            tuning.stop()
+        left: list[Any] = list(self.children)
+        while left:  # ipywidgets keeps each of them, and what it calls, until it is closed itself
+            left += getattr(part := left.pop(), "children", ())
+            part.close()
+        super().close()
+
     def __repr__(self) -> str:
         return self._words
 
@@ -221,7 +232,9 @@ class PruningExplorer(widgets.VBox):
         with self._lock, self._errors_shown():
             self._screen.show_layers(self._shown, self._masks, self.view.value)
 
-    def _clicked(self, act: Any, _: widgets.Button) -> None:
+    def _clicked(self, act: Any, button: widgets.Button) -> None:
+        if button.disabled:  # the second press of a double click, which the browser sent before it heard of the first
+            return
         with self._errors_shown():
             act()
 

@@ -40,7 +40,8 @@ STYLE = """<style>
 .prunelab-live .there {fill: currentColor; fill-opacity: .13; stroke: currentColor; stroke-opacity: .5}
 .prunelab-live .kept {fill: var(--series)}
 .prunelab-live .cut {stroke: var(--here); stroke-width: 1.5; stroke-dasharray: 5 3}
-.prunelab-live .facts {display: grid; grid-template-columns: repeat(auto-fit, minmax(13.3em, 1fr)); gap: 6px 12px;
+.prunelab-live .facts {contain: inline-size; display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(13.3em, 1fr)); gap: 6px 12px;
   padding: 2px 0 6px; font-size: 12px; max-width: 76em;
   grid-auto-rows: minmax(64px, auto)}
 .prunelab-live .fact {padding: 5px 10px 7px; border-left: 3px solid var(--series);

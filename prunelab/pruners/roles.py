@@ -7,8 +7,12 @@ traced, the order in which modules were declared stands in for that in which the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.fx
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,25 +26,23 @@ _MIX |= {f"conv{how}{axes}d" for how in ("", "_transpose") for axes in (1, 2, 3)
 _MOVE = ("slice", "permute", "pad")  # channels are others behind these, or elsewhere
 
 
+@dataclass(frozen=True)
+class _Roles:
+    """What a trace tells, by name, so that it keeps no model alive."""
+
+    outputs: tuple[str, ...]
+    norms: tuple[tuple[str, str], ...]  # layer, and the BatchNorm that alone reads it
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, _Roles]] = WeakKeyDictionary()
+
+
 def outputs(model: nn.Module) -> set[nn.Module]:
     """The Linear and Conv2d layers whose units reach what the model returns, with no weights in between.
 
     Of a model that cannot be traced, and of a plain chain, the last one by the order of its modules.
     """
-    nodes, modules = _nodes(model), dict(model.named_modules(remove_duplicate=False))
-    if nodes is None:
-        return set(_weighted(model)[-1:])
-    found: set[nn.Module] = set()
-    seen, ahead = set(), [node for node in nodes if node.op == "output"]
-    while ahead:
-        node = ahead.pop()
-        seen.add(node)
-        module = modules[_owner(node)] if node.op != "output" else None
-        called = _weighted(module) if node.op == "call_module" else [module] * isinstance(module, nn.Linear | nn.Conv2d)
-        found.update(called[-1:])
-        if not called and not _mixes(node, module):
-            ahead += [source for source in node.all_input_nodes if source not in seen]
-    return found
+    return {model.get_submodule(name) for name in _roles(model).outputs}
 
 
 def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
@@ -48,10 +50,47 @@ def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
 
     It scales them, so its scale says what they are worth, and with its shift it has to go when they go.
     """
+    return {layer: norm for layer, norm in _roles(model).norms if layer in layers}
+
+
+def _roles(model: nn.Module) -> _Roles:
+    """Read once for as long as the model has the modules that it has: a trace takes longer than a choice of units."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    structure = [(name, id(module), type(module), _shape(module)) for name, module in modules]
+    if model not in _KNOWN or _KNOWN[model][0] != structure:
+        nodes = _nodes(model)
+        _KNOWN[model] = structure, _Roles(_outputs(model, nodes), _norms(model, nodes or []))
+    return _KNOWN[model][1]
+
+
+def _shape(module: nn.Module) -> torch.Size | None:
+    weight = module._parameters.get("weight")
+    return None if weight is None or is_lazy(weight) else weight.shape
+
+
+def _outputs(model: nn.Module, nodes: list[torch.fx.Node] | None) -> tuple[str, ...]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = {module: name for name, module in reversed(modules.items())}
+    if nodes is None:
+        return tuple(names[layer] for layer in _weighted(model)[-1:])
+    found: list[str] = []
+    seen, ahead = set(), [node for node in nodes if node.op == "output"]
+    while ahead:
+        node = ahead.pop()
+        seen.add(node)
+        module = modules[_owner(node)] if node.op != "output" else None
+        called = _weighted(module) if node.op == "call_module" else [module] * isinstance(module, nn.Linear | nn.Conv2d)
+        found += [names[layer] for layer in called[-1:]]
+        if not called and not _mixes(node, module):
+            ahead += [source for source in node.all_input_nodes if source not in seen]
+    return tuple(dict.fromkeys(found))
+
+
+def _norms(model: nn.Module, nodes: list[torch.fx.Node]) -> tuple[tuple[str, str], ...]:
     modules = dict(model.named_modules())
     if not any(isinstance(module, _BatchNorm) for module in modules.values()):
-        return {}
-    nodes = _nodes(model) or []
+        return ()
+    layers = {name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)}
     read: dict[str, list[str]] = {}  # BatchNorm -> the layer in front of it, for every call
     for node in nodes:
         layer = _owner(node)
@@ -60,13 +99,13 @@ def norms_behind(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
             read.setdefault(norm, []).append(layer)
     calls = Counter(_owner(node) for node in nodes if node.op == "call_module")
     pairs = [(own[0], norm) for norm, own in read.items() if len(own) >= calls[norm] and len(set(own)) == 1]
-    followed = {_owner(node) for node in nodes}
-    pairs += _declared(model, [layer for layer in layers if layer not in followed])
+    pairs += _declared(model, layers - {_owner(node) for node in nodes})
     found: dict[str, str] = {}
     for layer, norm in pairs:
-        if modules[norm].num_features == len(modules[layer].weight):
+        weight = modules[layer].weight
+        if not is_lazy(weight) and modules[norm].num_features == len(weight):
             found.setdefault(layer, norm)
-    return found
+    return tuple(found.items())
 
 
 def _nodes(model: nn.Module) -> list[torch.fx.Node] | None:
@@ -121,7 +160,7 @@ def _keeps(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
     return (METHODS if node.op == "call_method" else FUNCTIONS).get(node.target, "slice") not in _MOVE
 
 
-def _declared(model: nn.Module, layers: Sequence[str]) -> list[tuple[str, str]]:
+def _declared(model: nn.Module, layers: Set[str]) -> list[tuple[str, str]]:
     """Layer and BatchNorm, as modules were declared, with nothing in between that makes other units."""
     pairs: list[tuple[str, str]] = []
     layer: str | None = None

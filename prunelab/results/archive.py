@@ -61,9 +61,11 @@ def export(store: Store, path: Path | str, runs: Iterable[Run | str] | None = No
         The ids that are in the archive.
 
     Raises:
-        StoreError: a run that is not complete, nothing to export, or a file that cannot be written.
+        StoreError: a run that is not complete or is damaged, nothing to export, or a file that cannot be written.
     """
     path = Path(path)
+    if not path.name:
+        raise StoreError(f"{str(path)!r} is no name of a file: give the path of a tar file")
     wanted = store.ids() if runs is None else [store.id(run) for run in runs]
     states = {run_id: store.status(run_id) for run_id in dict.fromkeys(wanted)}
     ids = sorted(run_id for run_id, status in states.items() if status == "complete")
@@ -71,6 +73,7 @@ def export(store: Store, path: Path | str, runs: Iterable[Run | str] | None = No
         raise StoreError(f"{others[0]} is {states[others[0]]}: only complete runs can be exported")
     if not ids:
         raise StoreError(f"{store.root} has no complete run to export")
+    _read(store, ids)  # damage is met here, where the run can be trained again, not on the other machine
     files = {run_id: [name for name in sorted(FILES) if (store.root / run_id / name).exists()] for run_id in ids}
     manifest = {run_id: {name: _digest(store.root / run_id / name) for name in files[run_id]} for run_id in ids}
     part = path.with_name(f"{path.name}.part")
@@ -176,14 +179,19 @@ def _manifest(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo | None) 
 def _check(path: Path, staged: Store, ids: list[str]) -> None:
     """Refuse runs whose files cannot be read or whose settings belong to another run."""
     try:
-        for run_id in ids:
-            staged.show(run_id)
-            staged.place(run_id).read("epochs.parquet", records.decode_rows)
-            for read_tensors in (staged.weights, staged.masks, staged.removals):
-                read_tensors(run_id)
+        _read(staged, ids)
     except StoreError as error:
         reason = str(error).split(": delete the folder")[0].replace(f"{staged.root}/", "")
         raise StoreError(f"{path} cannot be imported: {reason}") from None
+
+
+def _read(store: Store, ids: list[str]) -> None:
+    """Read every file of complete runs."""
+    for run_id in ids:
+        store.show(run_id)
+        store.place(run_id).read("epochs.parquet", records.decode_rows)
+        for read_tensors in (store.weights, store.masks, store.removals):
+            read_tensors(run_id)
 
 
 def _move(staging: Path, store: Store, ids: list[str]) -> Imported:

@@ -191,12 +191,13 @@ class Writer:
         """The last finished round, read from the disk; None where no round was finished.
 
         Raises:
-            StoreError: the file is damaged.
+            StoreError: the file is damaged, or belongs to another run or another version of prunelab.
         """
         path = self._place.partial / CHECKPOINT
         if not path.exists():
             return None
         record = records.read(path, records.decode_record)
+        records.settings_from(record, self.run.id, path)  # of a folder that was renamed, or of another format: refused
         tensors = records.read(path, records.decode_tensors)
         return Checkpoint(tensors, record["state"], record["rounds"], record["epochs"])
 

@@ -89,8 +89,8 @@ class TrainingTheatre(widgets.VBox):
     ) -> None:
         if not isinstance(settings, Run):
             raise PrunelabError(f"TrainingTheatre: settings is a {type(settings).__name__}: give a prunelab.Run")
-        if not 0 <= pace < 60:
-            raise PrunelabError(f"TrainingTheatre: pace = {pace}: should be seconds per epoch, from 0 to 60")
+        if not isinstance(pace, int | float) or not 0 <= pace < 60:
+            raise PrunelabError(f"TrainingTheatre: pace = {pace!r}: should be seconds per epoch, from 0 to 60")
         at_once = _nobody_is_there() if at_once is None else at_once
         self._pace = 0.0 if at_once else float(pace)
         self.store, self._device = store or Store(), str(find_device(device))
