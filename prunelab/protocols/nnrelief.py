@@ -123,23 +123,6 @@ def worse_change(rounds: pd.DataFrame) -> Interval | None:
     return min(changes, key=lambda change: change.mean)
 
 
-def findings(rounds: pd.DataFrame) -> dict[str, Interval | None]:
-    """What the claim that Adam and SGD both work comes to: accuracy lost, and the compression it was lost at.
-
-    Args:
-        rounds: strategy, seed, round, test_accuracy, compression_ratio; one row per run and round.
-
-    Returns:
-        ``worse_of_both``: of ``worse_change``; ``least_compression``: in the last round, of the one that compresses
-        least.
-    """
-    from prunelab import stats
-
-    last = rounds[rounds["round"] == rounds["round"].max()]
-    sizes = [stats.mean_interval(own) for _, own in last.groupby("strategy", sort=False)["compression_ratio"]]
-    return {"worse_of_both": worse_change(rounds), "least_compression": min(sizes, key=lambda size: size.mean)}
-
-
 def error_at(rounds: pd.DataFrame, least: float) -> Interval:
     """Test error (%) of the first network of each run that is compressed so much: errors compare at one compression.
 
