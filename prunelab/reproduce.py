@@ -220,7 +220,8 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
         try:
             problem = _missing(artefact) or _misjudged(artefact, claims)
             verdict = tables.summary(claim["verdict"] for claim in claims)
-            tables.stored_verdicts(claims)
+            if claims:
+                tables.stored_verdicts(claims)
         except (PrunelabError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
             verdict, claims = "", []
             problem = f"its claims are no table of verdicts; run `prunelab reproduce {artefact.id} --force`"

@@ -215,6 +215,13 @@ def test_verify_believes_the_numbers_and_not_the_verdicts_beside_them(call, figu
     assert "claim 'rate_403' says 'confirmed', its number gives 'contradicted'" in out[-1]
 
 
+def test_verify_of_what_claims_nothing_is_no_failure(call):
+    saved = gallery.save(None, "dropnet/networks", pd.DataFrame({"x": [1]}), {"preset": "quick"})
+    saved.json.with_suffix(".png").write_bytes(b"a picture")
+    code, out, _ = call("verify", "dropnet/networks")
+    assert (code, out[-1].split()[:2]) == (0, ["dropnet/networks", "quick"])
+
+
 @pytest.mark.parametrize(
     "damage",
     [
