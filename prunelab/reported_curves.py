@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BEST_TEST_EPOCH = "best_test_epoch_accuracy"
 READING = 0.015  # how far a value read from a picture may be off, by a check against exact ones (share of 1)
 _FEW = 3  # below so many runs the width of an interval lets nothing agree
-_CLOSE = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
+SAME_POINT = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
 _NOTHING = 1e-6  # stands for a fraction of 0, which has no logarithm
 
 
@@ -81,7 +81,9 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
         if there.empty:
             parts.append(own.assign(reported=np.nan, reported_half=np.nan))
             continue
-        own = pd.merge_asof(own.sort_values("fraction"), there, on="fraction", direction="nearest", tolerance=_CLOSE)
+        own = pd.merge_asof(
+            own.sort_values("fraction"), there, on="fraction", direction="nearest", tolerance=SAME_POINT
+        )
         # In each round a fraction of what is left goes, so what lies between points is read on a log scale.
         at, points = (np.log(t["fraction"].clip(lower=_NOTHING)) for t in (own, there))
         apart = own["reported"].isna()

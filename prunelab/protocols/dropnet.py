@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 METRICS = ("min", "max", "random", "min_layer", "max_layer", "random_layer")
 _WORDS = {"min": "minimum", "max": "maximum", "random": "random", "apoz": "apoz"}
-_CLOSE = 1e-3  # fractions that are the same point: reported ones are rounded
 _NEW_DRAW = 20  # the paper's code draws the other initialisation with seed + 20
 _CHANNELS = {"dropnet_c": ("conv_1", "conv_2", "conv_3", "conv_4")}  # its fully connected layer is not masked
 _VGG = tuple(f"conv_{stage}_{i}" for stage, depth in enumerate((2, 2, 4, 4, 4), 1) for i in range(1, depth + 1))
@@ -78,6 +77,8 @@ _RESNET = {"model": "dropnet_resnet18", "hidden": (), "units": tuple(n for n in 
 _VGG19 = {"model": "dropnet_vgg19", "hidden": (), "units": (64, 64, 128, 128, *[256] * 4, *[512] * 8)}
 _SMALL_C, _C128, _C_FALLING = (64, 64, 128, 128), (128, 128, 128, 128), (128, 128, 64, 64)
 _TRAIN = {"measure": "train_accuracy"}
+_NEW_DRAWN = {"metrics": ("min",), "alike": (("min", "randominit", 0.3),)}
+_FRACTIONS = {"metrics": ("min",), "alike": (("0.2", "0.5", 0.3),), "order": ("0.2", "0.5")}
 _ORDER_C = ("min_layer", "min", "random_layer", "random", "max_layer", "max")
 _TINY = {"kind": "metrics", "data": "tiny_imagenet", "amount": 0.5}
 _APOZ = {"kind": "apoz", "data": "cifar10", "amount": 0.1, "metrics": ("min", "min_layer", "apoz", "apoz_layer")}
@@ -185,64 +186,12 @@ FIGURES: dict[str, Figure] = {
         alike=(("oracle", "min", 0.1), ("min", "random", 0.1)),
         poor=(("max", 0.4, "random"),),
     ),
-    "figure_15": _chain(
-        "initialisation",
-        "mnist",
-        "dropnet_a",
-        (20, 20),
-        "Fig 15",
-        metrics=("min",),
-        alike=(("min", "randominit", 0.3),),
-    ),
-    "figure_16": _chain(
-        "initialisation",
-        "mnist",
-        "dropnet_b",
-        (64, 64),
-        "Fig 16",
-        metrics=("min",),
-        alike=(("min", "randominit", 0.3),),
-    ),
-    "figure_17": _chain(
-        "initialisation",
-        "cifar10",
-        "dropnet_c",
-        _SMALL_C,
-        "Fig 17",
-        metrics=("min",),
-        alike=(("min", "randominit", 0.3),),
-    ),
-    "figure_18": _chain(
-        "fractions",
-        "mnist",
-        "dropnet_a",
-        (20, 20),
-        "Fig 18",
-        metrics=("min",),
-        alike=(("0.2", "0.5", 0.3),),
-        order=("0.2", "0.5"),
-    ),
-    "figure_19": _chain(
-        "fractions",
-        "mnist",
-        "dropnet_b",
-        (64, 64),
-        "Fig 19",
-        stop=0.0079,
-        metrics=("min",),
-        alike=(("0.2", "0.5", 0.3),),
-        order=("0.2", "0.5"),
-    ),
-    "figure_20": _chain(
-        "fractions",
-        "cifar10",
-        "dropnet_c",
-        _SMALL_C,
-        "Fig 20",
-        metrics=("min",),
-        alike=(("0.2", "0.5", 0.3),),
-        order=("0.2", "0.5"),
-    ),
+    "figure_15": _chain("initialisation", "mnist", "dropnet_a", (20, 20), "Fig 15", **_NEW_DRAWN),
+    "figure_16": _chain("initialisation", "mnist", "dropnet_b", (64, 64), "Fig 16", **_NEW_DRAWN),
+    "figure_17": _chain("initialisation", "cifar10", "dropnet_c", _SMALL_C, "Fig 17", **_NEW_DRAWN),
+    "figure_18": _chain("fractions", "mnist", "dropnet_a", (20, 20), "Fig 18", **_FRACTIONS),
+    "figure_19": _chain("fractions", "mnist", "dropnet_b", (64, 64), "Fig 19", stop=0.0079, **_FRACTIONS),
+    "figure_20": _chain("fractions", "cifar10", "dropnet_c", _SMALL_C, "Fig 20", **_FRACTIONS),
     "supplement_figure_02": _chain("metrics", "cifar10", "dropnet_c", _SMALL_C, "Supp Fig 2", **_TRAIN),
     "supplement_figure_03": _chain("metrics", "cifar10", "dropnet_c", _C128, "Supp Fig 3", **_TRAIN),
     "supplement_figure_04": _chain("metrics", "cifar10", "dropnet_c", _C_FALLING, "Supp Fig 4", **_TRAIN),
@@ -351,7 +300,9 @@ class Study:
         """
         shown, y, found = self.figure, self.figure.measure, {}
         if (empty := self._emptied(units)) is not None:
-            rounds = rounds[~rounds["strategy"].str.endswith("_layer") | (rounds["fraction"] > empty + _CLOSE)]
+            rounds = rounds[
+                ~rounds["strategy"].str.endswith("_layer") | (rounds["fraction"] > empty + curves.SAME_POINT)
+            ]
         there = set(rounds["strategy"])
         for first, second in shown.pairs:
             if {first, second} <= there:
