@@ -31,8 +31,8 @@ from prunelab import __version__, paths
 from prunelab.errors import PrunelabError, nearest
 
 if TYPE_CHECKING:
-    from prunelab.reproduce import Job
-    from prunelab.tables import Table
+    from prunelab.headless.reproduce import Job
+    from prunelab.plots.tables import Table
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 
@@ -42,7 +42,8 @@ Many = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 def list_() -> int:
     """Every table and figure that can be made again, and how far each paper has come."""
-    from prunelab import papers, tables
+    from prunelab import papers
+    from prunelab.plots import tables
 
     print(_fitted(tables.index(papers.artefacts())))
     print()
@@ -71,12 +72,14 @@ def reproduce(
         device: auto, cpu or cuda.
         force: run also what is up to date.
     """
-    from prunelab import papers, reproduce, tables
+    from prunelab import papers
+    from prunelab.headless import reproduce
+    from prunelab.plots import tables
 
     if jobs is not None and jobs < 1:
         raise PrunelabError(f"--jobs {jobs}: should be 1 or more")
     if device is not None:
-        from prunelab.train import device as known
+        from prunelab.training.train import device as known
 
         known(device)
     whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
@@ -132,9 +135,10 @@ def compare(
         device: auto, cpu or cuda.
         save: a file for the numbers, one row per run and round, as CSV.
     """
-    from prunelab import checklist, comparison, tables
-    from prunelab.experiment import run_all
-    from prunelab.results.records import writing
+    from prunelab.plots import checklist, tables
+    from prunelab.runs.records import writing
+    from prunelab.training import comparison
+    from prunelab.training.experiment import run_all
 
     if not methods:
         raise PrunelabError(f"compare what? Name one method or more of: {', '.join(comparison.comparable())}")
@@ -171,7 +175,8 @@ def _fitted(table: Table) -> str:
 
 def _run(head: str, job: Job) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
-    from prunelab import notebook_runner, progress
+    from prunelab.headless import runner as notebook_runner
+    from prunelab.runs import progress
 
     begin, ended = time.monotonic(), False
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
@@ -198,7 +203,7 @@ _CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 
 def _watch(head: str, ticks: Path, begin: float, over: threading.Event) -> None:
     """What the notebook is doing: on a terminal a line that is rewritten, elsewhere a line every 30 s."""
-    from prunelab import progress
+    from prunelab.runs import progress
 
     lively = sys.stdout.isatty()
     shown = ""
@@ -228,7 +233,8 @@ def verify(artefacts: Names = (), /) -> int:
     Args:
         artefacts: as for reproduce; none: all.
     """
-    from prunelab import reproduce, tables
+    from prunelab.headless import reproduce
+    from prunelab.plots import tables
 
     checks = reproduce.verify(reproduce.chosen(artefacts or ("all",)))
     for check in checks:
@@ -242,8 +248,9 @@ def verify(artefacts: Names = (), /) -> int:
 
 def status() -> int:
     """Which artefacts, runs and data sets are there."""
-    from prunelab import data, gallery, papers
-    from prunelab.results import Store
+    from prunelab import data, papers
+    from prunelab.plots import gallery
+    from prunelab.runs import Store
 
     for artefact in papers.artefacts():
         facts = gallery.saved(artefact.figure) or {}
@@ -267,7 +274,7 @@ def status() -> int:
 
 def readme() -> int:
     """Write the table of artefacts into README.md."""
-    from prunelab import readme
+    from prunelab.headless import readme
 
     print("README.md and the index notebook " + ("were brought" if readme.update() else "are") + " up to date")
     return 0
@@ -342,7 +349,7 @@ def data_verify(name: tyro.conf.Positional[str] | None = None, /) -> int:
 
 def runs_list() -> int:
     """Every run of the store."""
-    from prunelab.results import Store
+    from prunelab.runs import Store
 
     listing = Store().list()
     columns = [
@@ -358,7 +365,7 @@ def runs_show(run: tyro.conf.Positional[str], /) -> int:
     Args:
         run: its id, or the beginning of it.
     """
-    from prunelab.results import Store
+    from prunelab.runs import Store
 
     print(json.dumps(Store().show(run), indent=2, default=str))
     return 0
@@ -371,7 +378,7 @@ def runs_export(path: tyro.conf.Positional[Path], runs: Names = (), /) -> int:
         path: of the tar file.
         runs: ids; none: all.
     """
-    from prunelab.results import Store, archive
+    from prunelab.runs import Store, archive
 
     print(f"{len(archive.export(Store(), path, runs or None))} runs in {path}")
     return 0
@@ -383,7 +390,7 @@ def runs_import(path: tyro.conf.Positional[Path], /) -> int:
     Args:
         path: what `prunelab runs export` wrote.
     """
-    from prunelab.results import Store, archive
+    from prunelab.runs import Store, archive
 
     report = archive.import_(Store(), path)
     print(", ".join(f"{len(getattr(report, part))} {part}" for part in report.__dataclass_fields__))
@@ -398,7 +405,7 @@ def runs_gc(days: float = 7, failed: bool = False, dry_run: bool = False) -> int
         failed: delete failed runs too, so that they are tried again.
         dry_run: only say what would go.
     """
-    from prunelab.results import Store, archive
+    from prunelab.runs import Store, archive
 
     garbage = archive.gc(Store(), days, failed, dry_run)
     for item in garbage:
@@ -413,7 +420,7 @@ def runs_discard(run: tyro.conf.Positional[str], /) -> int:
     Args:
         run: its id, or the beginning of it.
     """
-    from prunelab.results import Store
+    from prunelab.runs import Store
 
     store = Store()
     store.discard(run_id := store.id(run))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab.results import Checkpoint, Store, StoreError, archive, records
+from prunelab.runs import Checkpoint, Store, StoreError, archive, records
 from prunelab.settings import Prune, Run
 
 RUNS = [Run(seed=0), Run(seed=1, prune=Prune(method="dropnet", options={"k": 2}))]

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab import cli, gallery, papers, paths, readme
+from prunelab import cli, papers, paths
 from prunelab.cli import main
-from prunelab.results import Checkpoint, Store
+from prunelab.headless import readme
+from prunelab.plots import gallery
+from prunelab.runs import Checkpoint, Store
 from prunelab.settings import Prune, Run
 
 RUNS = [Run(seed=seed, prune=Prune("magnitude", rounds=1)) for seed in range(3)]
@@ -134,7 +136,7 @@ sys.exit(f"loaded: {sorted(heavy)}" if heavy else 0)
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_nothing_runs(call, monkeypatch, words, says):
-    monkeypatch.setattr("prunelab.notebook_runner.run", lambda *_, **__: pytest.fail("a notebook was run"))
+    monkeypatch.setattr("prunelab.headless.runner.run", lambda *_, **__: pytest.fail("a notebook was run"))
     code, out, err = call(*words)
     assert (code, out) == (cli.WRONG, [])
     assert len(err) == 1

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from prunelab import cost, settings
+from prunelab import settings
 from prunelab.errors import PrunelabError
 from prunelab.models import build, mlp
+from prunelab.structure import cost
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 

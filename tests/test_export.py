@@ -13,7 +13,11 @@ from torch.nn.utils import prune as torch_prune
 
 from prunelab import models
 from prunelab.architecture import ArchitectureError, build, describe
-from prunelab.export import (
+from prunelab.masks import Masks
+from prunelab.pruners import prune
+from prunelab.settings import Model
+from prunelab.shrink import shrink
+from prunelab.structure.export import (
     ExportError,
     SparseLinear,
     break_even,
@@ -25,10 +29,6 @@ from prunelab.export import (
     to_onnx,
     to_torch_prune,
 )
-from prunelab.masks import Masks
-from prunelab.pruners import prune
-from prunelab.settings import Model
-from prunelab.shrink import shrink
 
 
 def small_net():

@@ -8,12 +8,12 @@ from test_shrink import ARCHITECTURES, IMAGES, Net, conv, head, made, random_mas
 from torch import nn
 
 from prunelab.chains import ShrinkError
-from prunelab.export import ExportError, load, save, to_onnx
 from prunelab.folding import batchnorms, fold, left
 from prunelab.masks import Masks
 from prunelab.pruners import prune
-from prunelab.report import report
 from prunelab.shrink import TOLERANCE, carry, remove_dead, shrink
+from prunelab.structure.export import ExportError, load, save, to_onnx
+from prunelab.structure.report import report
 
 
 def settled(model):

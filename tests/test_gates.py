@@ -7,19 +7,20 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from prunelab import cost, models
+from prunelab import models
 from prunelab.data import load as dataset
-from prunelab.experiment import run_all
-from prunelab.export import load, save, to_onnx, to_torch_prune
 from prunelab.gates import Gate
 from prunelab.masks import MaskError, Masks, maskable
 from prunelab.models.resnet import Block
+from prunelab.papers.nnrelief.published_counts import counted_parameters, flops
 from prunelab.pruners import prune
-from prunelab.published_counts import counted_parameters, flops
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.shrink import shrink
-from prunelab.trained import masks_at, trained
+from prunelab.structure import cost
+from prunelab.structure.export import load, save, to_onnx, to_torch_prune
+from prunelab.training.experiment import run_all
+from prunelab.training.load import masks_at, trained
 
 SIZES = (4, 6, 8)
 X = torch.randn(5, 3, 16, 16)

@@ -18,12 +18,15 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from torch import nn
 
-from prunelab import cli, data, gallery, notebook_runner, paths, prune, train
+from prunelab import cli, data, paths, prune
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
+from prunelab.headless import runner as notebook_runner
 from prunelab.masks import Masks
-from prunelab.results import Checkpoint, Store, archive
+from prunelab.plots import gallery
+from prunelab.runs import Checkpoint, Store, archive
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.training import train
+from prunelab.training.experiment import run_all
 
 NET = Model("mlp", (6, 5))
 THERE = Run(Data("iris"), NET, Train(epochs=2), Prune("magnitude", rounds=1), seed=7)  # a run that the store has

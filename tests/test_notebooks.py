@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prunelab import papers, paths
-from prunelab.notebook_runner import check_parameters, declared_parameters, run, tidy
+from prunelab.headless.runner import check_parameters, declared_parameters, run, tidy
 
 NOTEBOOKS = sorted(
     file.relative_to(paths.notebooks()).as_posix()

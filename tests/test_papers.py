@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from prunelab import papers, stats, tables
+from prunelab import papers, stats
 from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Claim, PapersError
+from prunelab.plots import tables
 
 
 def claim(rule, reported=None, tolerance=0.0):

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from prunelab import gallery, paths, plots
+from prunelab import paths, plots
 from prunelab.errors import PrunelabError
-from prunelab.plots import marks, pictures
+from prunelab.plots import gallery, marks, pictures
 
 LOSSES = [1.0, 0.6, 0.5, 0.49, 0.51, 0.46]  # falls of 0.4, 0.1, 0.01, -0.02 and 0.05
 
@@ -252,7 +252,8 @@ def test_a_picture_can_be_read_aloud():
 
 def test_the_view_side_loads_neither_torch_nor_pyplot():
     code = (
-        "import sys, pandas as pd; from prunelab import plots, tables, widgets; "
+        "import sys, pandas as pd; from prunelab import plots; from prunelab.plots import tables; "
+        "from prunelab.lab import widgets; "
         "rows = pd.DataFrame({'density': [1.0, 0.5], 'test_accuracy': [0.9, 0.8]}); "
         "plots.curve(rows, 'density', 'test_accuracy').png(); "
         "print([name for name in ('torch', 'torchvision', 'matplotlib.pyplot', 'seaborn') if name in sys.modules])"

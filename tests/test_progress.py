@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from prunelab import progress
-from prunelab.progress import look, shown, tick
+from prunelab.runs import progress
+from prunelab.runs.progress import look, shown, tick
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_the_study_counts_what_its_workers_did():
 
 
 def test_threads_and_processes_lose_no_tick():
-    program = "import sys\nfrom prunelab.progress import tick\nfor _ in range(200): tick(sys.argv[1])"
+    program = "import sys\nfrom prunelab.runs.progress import tick\nfor _ in range(200): tick(sys.argv[1])"
     with shown(1000, visible=False) as path:
         workers = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(2)]
         threads = [threading.Thread(target=lambda: [tick(path) for _ in range(200)]) for _ in range(3)]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from prunelab import models
-from prunelab.cost import prunable_weights
 from prunelab.errors import PrunelabError
 from prunelab.masks import layer_of
 from prunelab.pruners import METHODS, Pruner, build, first_masks, prune
 from prunelab.pruners.select import scored_names, units_of
 from prunelab.settings import Model, Prune
+from prunelab.structure.cost import prunable_weights
 
 SHAPE, CLASSES = (3, 12, 12), 4
 MODELS = {

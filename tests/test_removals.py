@@ -9,7 +9,7 @@ from torch import nn
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners import prune
 from prunelab.pruners.scores import magnitude, reduce_to_units
-from prunelab.removals import Removals
+from prunelab.training.removals import Removals
 
 
 def masks(*keep: int, name: str = "a.weight") -> Masks:

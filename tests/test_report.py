@@ -9,8 +9,8 @@ from torch import nn
 from prunelab.errors import PrunelabError
 from prunelab.models import mlp
 from prunelab.pruners import prune
-from prunelab.report import _median_interval, latencies, report
 from prunelab.shrink import shrink
+from prunelab.structure.report import _median_interval, latencies, report
 
 
 def two():

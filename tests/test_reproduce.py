@@ -6,9 +6,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from prunelab import cli, gallery, notebook_runner, papers, paths, reproduce
+from prunelab import cli, papers, paths
 from prunelab.errors import PrunelabError
-from prunelab.notebook_runner import NotebookFailed
+from prunelab.headless import reproduce
+from prunelab.headless import runner as notebook_runner
+from prunelab.headless.runner import NotebookFailed
+from prunelab.plots import gallery
 
 LIBRARY = """\
 [[paper]]
@@ -61,7 +64,8 @@ jobs: int | None = None
 device: str = "auto\""""
 SAVE = """\
 import pandas as pd
-from prunelab import gallery, papers
+from prunelab import papers
+from prunelab.plots import gallery
 claims = papers.verdicts("toy/line", {{"epochs": epochs}}) if {judged} else None
 facts = {{"preset": preset, "alt": "a line", "claims": claims}}
 gallery.save(None, {id!r}, pd.DataFrame({{"epochs": [epochs]}}), facts)
@@ -83,7 +87,7 @@ def checkout(tmp_path, monkeypatch):
     """A repository of three notebooks that only save their figure."""
     (tmp_path / "papers.toml").write_text(LIBRARY)
     library = papers.read(tmp_path / "papers.toml")
-    monkeypatch.setattr(papers, "_own", lambda: library)
+    monkeypatch.setattr("prunelab.papers.library._own", lambda: library)
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     for artefact in ("toy/line", "toy/line_of_mnist", "other/table"):
         write(artefact, SAVE.format(id=artefact, judged=artefact == "toy/line"))
@@ -255,7 +259,7 @@ def test_where_it_runs_decides_nothing(call, ran):
 def change_claims(monkeypatch, tmp_path):
     (tmp_path / "papers.toml").write_text(LIBRARY.replace("reported = 2", "reported = 3"))
     library = papers.read(tmp_path / "papers.toml")
-    monkeypatch.setattr(papers, "_own", lambda: library)
+    monkeypatch.setattr("prunelab.papers.library._own", lambda: library)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from prunelab import provenance
 from prunelab.errors import PrunelabError
-from prunelab.results import Busy, Checkpoint, Store, StoreError, frames, records
+from prunelab.runs import Busy, Checkpoint, Store, StoreError, frames, provenance, records
 from prunelab.settings import Data, Prune, Run, Train
 
 RUN = Run(seed=3, prune=Prune(method="dropnet", rounds=2))
@@ -65,8 +64,8 @@ def python(code, *arguments, **options):
     lines = (
         "import os, pathlib, sys, time",
         "import numpy as np",
-        "from prunelab.results import records",
-        "from prunelab.results import *",
+        "from prunelab.runs import records",
+        "from prunelab.runs import *",
         "from prunelab.settings import Prune, Run",
         f"RUN = Run.fromdict({RUN.asdict()!r})",
         "WEIGHTS, MASKS = {'w': np.ones(3)}, {'w': np.ones(3, bool)}",
@@ -658,7 +657,7 @@ def test_a_store_without_permission_is_read_but_not_written(store):
 
 
 def test_importing_the_store_loads_no_torch():
-    code = "import sys, prunelab.results, prunelab.results.archive, prunelab.provenance; print('torch' in sys.modules)"
+    code = "import sys, prunelab.runs, prunelab.runs.archive, prunelab.runs.provenance; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

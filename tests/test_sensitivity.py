@@ -11,7 +11,7 @@ from torch import nn
 from prunelab import plots
 from prunelab.errors import PrunelabError
 from prunelab.pruners import prune
-from prunelab.sensitivity import Scan, sensitivity
+from prunelab.pruners.sensitivity import Scan, sensitivity
 
 
 @pytest.fixture

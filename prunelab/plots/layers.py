@@ -12,8 +12,8 @@ import numpy as np
 from prunelab.errors import PrunelabError
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, short
-from prunelab.schedules import Kind, Ramp
+from prunelab.pruners.schedules import Kind, Ramp
+from prunelab.runs.columns import need, short
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,14 +14,7 @@ from prunelab.graph import evaluating
 from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.activations import logits
 from prunelab.pruners.scores import reduce_to_units, wide
-from prunelab.pruners.select import (
-    Granularity,
-    Scope,
-    lowest_go,
-    norms_behind,
-    remove_lowest,
-    scored_names,
-)
+from prunelab.pruners.select import Granularity, Scope, lowest_go, norms_behind, remove_lowest, scored_names
 from prunelab.settings import settings
 
 Score = Literal["movement", "magnitude_increase", "moved_magnitude", "snip", "taylor", "wanda", "batchnorm"]

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunelab import cost, models, settings
+from prunelab import models, settings
 from prunelab.chains import ShrinkError, chain, whole_index
 from prunelab.masks import Masks
 from prunelab.pruners.during import Change, Moment, Penalty, Progress
 from prunelab.pruners.scores import magnitude, reduce_to_units
 from prunelab.pruners.select import amount_to_count, keep_highest_units, scored_names, unit_masks, units_of
-from prunelab.quantities import need
+from prunelab.runs.columns import need
 from prunelab.settings import Fraction
+from prunelab.structure import cost
 
 if TYPE_CHECKING:
     import pandas as pd

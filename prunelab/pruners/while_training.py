@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units, whole_index
-from prunelab.cost import layer_macs
 from prunelab.graph import GraphError
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.during import Change, Moment, Progress
 from prunelab.pruners.scores import magnitude, random, reduce_to_units
 from prunelab.pruners.select import keep_highest_units, scored_names, unit_masks, units_of
-from prunelab.quantities import need
+from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
 from prunelab.shrink import remove_dead
+from prunelab.structure.cost import layer_macs
 
 if TYPE_CHECKING:
     import pandas as pd

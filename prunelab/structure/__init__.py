@@ -1,0 +1,1 @@
+"""What a model computes and what that costs: cost, report, export."""
