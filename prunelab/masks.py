@@ -6,28 +6,29 @@ through ``torch.func``, exports, and saves as an ordinary state_dict of the dens
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.gates import Gate
+from prunelab.tensor_file import TensorFile
 
 _ROWS_SHOWN = 48  # of a table on the screen; one line says how many more there are
 
 
 class MaskError(PrunelabError):
     """Masks that do not fit the model, or that would leave nothing of it."""
+
+
+# Files of others (no format), and those of versions that wrote no digest, are read without one.
+_FILE = TensorFile("prunelab masks 2", "masks", "Masks.save", MaskError, older=("", "prunelab masks"))
 
 
 class Masks(Mapping[str, Tensor]):
@@ -203,32 +204,18 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MaskError: the folder does not exist or cannot be written.
         """
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        tensors = {name: mask.cpu().contiguous() for name, mask in self.items()}
-        try:
-            safetensors.torch.save_file(tensors, part, metadata={"format": "prunelab masks"})
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            why = "the folder does not exist" if not path.parent.is_dir() else _line(error)
-            raise MaskError(f"{path}: masks cannot be written there ({why}): choose another place") from None
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
+        _FILE.save(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
         """Read what ``save`` wrote, on the CPU.
 
         Raises:
-            MaskError: the file is absent, is no safetensors file, or holds something that is no mask.
+            MaskError: the file is absent, is no safetensors file, is damaged, or holds something that is no mask.
         """
-        if not Path(path).is_file():
-            raise MaskError(f"{path}: there is no such file; Masks.save writes one")
+        tensors, _ = _FILE.load(path)
         try:
-            return cls(safetensors.torch.load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise MaskError(f"{path}: not a file of masks ({_line(error)}): write it again with Masks.save") from None
+            return cls(tensors)
         except MaskError as error:
             raise MaskError(f"{path}: {error}") from None
 
@@ -343,7 +330,3 @@ def _shape(tensor: Tensor) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= 60 else f"{name[:28]}...{name[-28:]}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
