@@ -330,10 +330,11 @@ def test_units_of_the_last_layer_never_compete():
 
 
 def test_a_unit_goes_with_its_weights_and_its_bias():
-    masks = unit_masks(convnet(), {"3": torch.tensor([1, 0, 1, 1, 0]).bool()})
+    model = convnet()
+    masks = unit_masks(model, {"3": torch.tensor([1, 0, 1, 1, 0]).bool()})
     assert masks["3.weight"].sum(1).tolist() == [6, 0, 6, 6, 0]
     assert masks["3.bias"].tolist() == [True, False, True, True, False]
-    assert units_of(masks, ["3.weight"])["3"].tolist() == [True, False, True, True, False]
+    assert units_of(model, masks, ["3.weight"])["3"].tolist() == [True, False, True, True, False]
 
 
 @pytest.mark.parametrize(("scope", "left"), [("global", [1, 4]), ("layer", [2, 3])])
