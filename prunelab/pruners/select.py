@@ -134,7 +134,7 @@ def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{layer}.{own}" if layer else own
             if own not in ("weight", "bias"):
-                what = f"layer {layer!r}, a {type(module).__name__}, has the parameter {own!r} beside weight and bias"
+                what = f"layer {layer!r} ({type(module).__name__}) has the parameter {own!r} beside weight and bias"
                 raise MaskError(f"{what}, and which part of it is a unit's is not known: leave it out with layers=")
             axis = (unit_axis(module) or 0) if own == "weight" else 0
             shape = [len(keep) if dim == axis else 1 for dim in range(parameter.ndim)]
