@@ -23,9 +23,9 @@ from typing import Any
 
 from prunelab.errors import first_line
 from prunelab.runs import records
-from prunelab.runs.store import ID, Store
 from prunelab.runs.locks import Busy
 from prunelab.runs.records import CHECKPOINT, FAILED, FILES, StoreError
+from prunelab.runs.store import ID, Store
 from prunelab.settings import Run
 
 FORMAT = "prunelab runs 1"

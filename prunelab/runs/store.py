@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from prunelab import paths
 from prunelab.errors import nearest
-from prunelab.runs import locks as claims, frames, records
+from prunelab.runs import frames, records
+from prunelab.runs import locks as claims
 from prunelab.runs.locks import Busy, Place, Writer
 from prunelab.runs.records import FAILED, Checkpoint, StoreError
 from prunelab.settings import Run
