@@ -15,6 +15,7 @@ from prunelab.pruners.base import Pruner, Reweighting
 from prunelab.pruners.registry import METHODS, build
 from prunelab.pruners.select import Granularity, check_amount, scored_names
 from prunelab.settings import Prune
+from prunelab.structure.forward import copies, looking
 
 
 def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) -> Masks:
@@ -132,19 +133,18 @@ def _pruned(
         pruner = pruner.since(start)
     before = current if isinstance(current, Masks) else Masks({} if current is None else current)
     before.check(model)
-    parts = _parts(model, pruner, amount, layers)
-    if len(parts) > 1 and batches is not None:
-        batches = list(batches)  # every layer looks at them anew
-    after, weights, draw = Masks({}), {}, torch.Generator().manual_seed(seed)
-    for masks, own in parts:
-        chosen = {layer_of(name) for name in masks}
-        masks &= Masks({name: mask for name, mask in before.items() if layer_of(name) in chosen})
-        if isinstance(pruner, Reweighting):
-            found, changed = pruner.reweighted(model, batches, masks, own, draw)
-            weights |= changed
-        else:
-            found = pruner.masks(model, batches, masks, own, draw)
-        after &= found
+    with looking(model):
+        parts, batches = _parts(model, pruner, amount, layers), copies(batches)  # every layer looks at them anew
+        after, weights, draw = Masks({}), {}, torch.Generator().manual_seed(seed)
+        for masks, own in parts:
+            chosen = {layer_of(name) for name in masks}
+            masks &= Masks({name: mask for name, mask in before.items() if layer_of(name) in chosen})
+            if isinstance(pruner, Reweighting):
+                found, changed = pruner.reweighted(model, batches, masks, own, draw)
+                weights |= changed
+            else:
+                found = pruner.masks(model, batches, masks, own, draw)
+            after &= found
     after &= before
     dead = [] if getattr(pruner, "allow_empty", False) else dead_layers(model, after)
     if dead and (newly := [name for name in dead if name not in dead_layers(model, before)]):
