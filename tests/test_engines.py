@@ -25,9 +25,7 @@ def study(runs=24, epochs=3, rounds=2):
     """Small networks of two methods on Digits."""
     methods = [Prune("magnitude", amount=0.5, rounds=rounds), Prune("dropnet", amount=0.3, rounds=rounds)]
     train = Train(epochs=epochs, batch_size=64, lr=0.1)
-    return [
-        Run(Data("digits"), Model("mlp", (12, 10)), train, methods[i % 2], seed=i // 2) for i in range(runs)
-    ]
+    return [Run(Data("digits"), Model("mlp", (12, 10)), train, methods[i % 2], seed=i // 2) for i in range(runs)]
 
 
 def same(one, two):
@@ -90,8 +88,8 @@ class Cluster:
         own.mkdir(exist_ok=True)
         env = {**os.environ, "PRUNELAB_RUNS": str(own / "runs"), "PRUNELAB_CACHE": str(own / "cache")}
         env |= {"OMP_NUM_THREADS": "1", "PRUNELAB_DATA": "", "TMPDIR": str(own)}
-        log = (own / "log").open("ab")
-        return subprocess.Popen([sys.executable, "-m", "dask", *command], cwd=own, env=env, stdout=log, stderr=log)
+        with (own / "log").open("ab") as log:
+            return subprocess.Popen([sys.executable, "-m", "dask", *command], cwd=own, env=env, stdout=log, stderr=log)
 
     def start_scheduler(self):
         place = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
@@ -119,7 +117,9 @@ def cluster(tmp_path):
 def at_home(tmp_path_factory):
     """The study on this machine."""
     store = Store(tmp_path_factory.mktemp("home"))
-    run_all(study(), store=store, jobs=1, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNELAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        run_all(study(), store=store, jobs=1, progress=False)
     return store
 
 
@@ -132,12 +132,6 @@ def test_workers_with_folders_of_their_own_give_the_numbers_of_this_machine(clus
     for i in range(3):  # nothing is left on the workers
         assert not (tmp_path / f"worker{i}" / "runs").exists()
         assert not list((tmp_path / f"worker{i}").glob("prunelab-worker-*"))
-
-
-def after(seconds, act):
-    timer = threading.Timer(seconds, act)
-    timer.start()
-    return timer
 
 
 def when(condition, act, seconds=60):

@@ -15,21 +15,20 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import logging
 import os
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 
-from prunelab import data
+from prunelab import data, digest, paths
 from prunelab.errors import PrunelabError, first_line, nearest
 from prunelab.runs import Store, progress
 from prunelab.runs.locks import Writer
@@ -49,7 +48,7 @@ class EngineError(PrunelabError):
     """An engine that does not exist, cannot be reached, or has workers of another version."""
 
 
-class WorkerLost(EngineError):
+class WorkerLost(EngineError):  # noqa: N818 (as Busy: what is the case)
     """The process that trained a part is gone; what it sent home is safe."""
 
 
@@ -59,28 +58,26 @@ class Work:
 
     Attributes:
         runs: settings, one data set and one model.
-        stored: run id -> file name -> bytes, what the store at home has of them.
+        leaders: settings of the runs whose masks these follow.
+        stored: run id -> file name -> bytes, what the store at home has of both.
         where: torch device.
-        seconds: length of the turn; the round that is being trained is finished first.
-        threads: of torch.
+        seconds: length of the turn; the epoch that is being trained is finished first.
         versions: of the machine at home; a worker with others refuses.
     """
 
     runs: tuple[Mapping[str, Any], ...]
+    leaders: tuple[Mapping[str, Any], ...]
     stored: Mapping[str, Mapping[str, bytes]]
     where: str
     seconds: float
-    threads: int
     versions: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a turn brought: files of every run, epochs trained, and who trained them."""
+    """What a turn brought: the files of every run."""
 
     stored: Mapping[str, Mapping[str, bytes]]
-    reached: Mapping[str, int]
-    host: str
 
 
 class Engine(abc.ABC):
@@ -150,24 +147,28 @@ class Dask(Engine):
     def _connect(self, seconds: float) -> None:
         where = self._cluster or f"tcp://{self.address}"
         try:
-            self._client = self._distributed.Client(where, timeout=seconds, set_as_default=False)
+            self._client = self._distributed.Client(where, timeout=seconds)
         except (OSError, ValueError) as error:
             raise EngineError(
                 f"no Dask scheduler answers at {self.address} ({first_line(error)}): start one with `dask scheduler`"
             ) from None
 
     @property
+    @override
     def workers(self) -> int:
         return sum(w["nthreads"] for w in self._client.scheduler_info(n_workers=-1)["workers"].values())
 
+    @override
     def share(self, value: bytes) -> Any:
         return self._client.scatter(value, hash=True)
 
+    @override
     def submit(self, function: Callable[..., Answer], *args: Any) -> Any:
         resources = {"GPU": 1} if self.gpus else None
         key = f"{_label(args[0])}-{time.monotonic_ns()}"
         return self._client.submit(function, *args, key=key, pure=False, resources=resources)
 
+    @override
     def done(self, handles: Sequence[Any]) -> list[Any]:
         if self._client.status != "running":
             raise ConnectionError("the scheduler is away")
@@ -175,6 +176,7 @@ class Dask(Engine):
             self._distributed.wait(list(handles), timeout=1, return_when="FIRST_COMPLETED")
         return [handle for handle in handles if handle.done()]
 
+    @override
     def result(self, handle: Any) -> Answer:
         try:
             return handle.result()
@@ -183,19 +185,23 @@ class Dask(Engine):
         except (self._distributed.CancelledError, self._distributed.comm.CommClosedError) as error:
             raise ConnectionError(first_line(error)) from None
 
+    @override
     def reconnect(self) -> None:
-        with contextlib.suppress(Exception):  # noqa: BLE001 - a client whose scheduler is gone raises many things
+        with contextlib.suppress(Exception):
             self._client.close(timeout=1)
         self._connect(AWAY)
         self._client.wait_for_workers(1, timeout=AWAY)
 
+    @override
     def describe(self) -> str:
         return f"Dask at {self._client.scheduler_info()['address']}, dashboard {self._client.dashboard_link}"
 
+    @override
     def running(self) -> list[tuple[str, str]]:
         found = self._client.processing()
         return [(worker, key.rpartition("-")[0]) for worker, keys in found.items() for key in map(str, keys)]
 
+    @override
     def close(self) -> None:
         self._client.close()
         if self._cluster is not None:
@@ -213,7 +219,9 @@ class Ray(Engine):
         self._init()
 
     def _init(self) -> None:
-        where = {"address": f"ray://{self.address}"} if self.address else {"num_cpus": cores(), "include_dashboard": False}
+        where = (
+            {"address": f"ray://{self.address}"} if self.address else {"num_cpus": cores(), "include_dashboard": False}
+        )
         try:
             self._ray.init(**where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, OSError, RuntimeError) as error:
@@ -222,20 +230,25 @@ class Ray(Engine):
             ) from None
 
     @property
+    @override
     def workers(self) -> int:
         return int(self._ray.cluster_resources().get("GPU" if self.gpus else "CPU", 0))
 
+    @override
     def share(self, value: bytes) -> Any:
         return self._ray.put(value)
 
+    @override
     def submit(self, function: Callable[..., Answer], *args: Any) -> Any:
         options = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
         task = self._ray.remote(**options, max_retries=0, name=_label(args[0]))(function)
         return task.remote(*args)
 
+    @override
     def done(self, handles: Sequence[Any]) -> list[Any]:
         return self._ray.wait(list(handles), num_returns=1, timeout=1)[0]
 
+    @override
     def result(self, handle: Any) -> Answer:
         errors = self._ray.exceptions
         try:
@@ -245,6 +258,7 @@ class Ray(Engine):
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from None
 
+    @override
     def reconnect(self) -> None:
         self._ray.shutdown()
         end = time.monotonic() + AWAY
@@ -256,15 +270,18 @@ class Ray(Engine):
                     raise
                 time.sleep(1)
 
+    @override
     def describe(self) -> str:
         return f"Ray at {self.address or 'this machine'}"
 
+    @override
     def running(self) -> list[tuple[str, str]]:
         from ray.util.state import list_tasks
 
         tasks = list_tasks(filters=[("state", "=", "RUNNING")])
         return [(str(task.get("node_id"))[:8], task["name"]) for task in tasks]
 
+    @override
     def close(self) -> None:
         self._ray.shutdown()
 
@@ -284,7 +301,9 @@ def parse(engine: str | None) -> tuple[str, str]:
         raise EngineError(f"engine = {word!r}: {nearest(kind, ('local', *ENGINES))}; with an address: dask://HOST:8786")
     host, _, port = address.rpartition(":")
     if slashes and (kind == "local" or not host or not port.isdigit()):
-        raise EngineError(f"engine = {word!r}: should be {kind if kind != 'local' else 'dask'}://HOST:PORT, or {kind!r}")
+        raise EngineError(
+            f"engine = {word!r}: should be {kind if kind != 'local' else 'dask'}://HOST:PORT, or {kind!r}"
+        )
     return kind, address
 
 
@@ -346,14 +365,18 @@ def train_on(engine: Engine, parts: Sequence[Sequence[Run]], store: Store, where
                 progress.tick(ticks, most_epochs(run))
             else:
                 writers[run.id] = writer
-        _Study(engine, writers, where, ticks).train([[run for run in part if run.id in writers] for part in parts])
+        _Study(engine, store, writers, where, ticks).train(
+            [[run for run in part if run.id in writers] for part in parts]
+        )
 
 
 class _Study:
     """What is out, what has come home, and who is held up."""
 
-    def __init__(self, engine: Engine, writers: Mapping[str, Writer], where: str, ticks: Path | None) -> None:
-        self.engine, self.writers, self.where, self.ticks = engine, writers, where, ticks
+    def __init__(
+        self, engine: Engine, store: Store, writers: Mapping[str, Writer], where: str, ticks: Path | None
+    ) -> None:
+        self.engine, self.store, self.writers, self.where, self.ticks = engine, store, writers, where, ticks
         self.out: dict[Any, list[Run]] = {}
         self.shared: dict[str, Any] = {}
         self.reached: dict[str, int] = {}
@@ -382,9 +405,11 @@ class _Study:
             )
 
     def _send(self, part: list[Run]) -> None:
-        stored = {run.id: self.writers[run.id].stored() for run in part}
-        threads = 1  # a worker is a process for one core, or for one GPU
-        work = Work(tuple(run.asdict() for run in part), stored, self.where, TURN, threads, versions())
+        ids = {run.prune.masks_of for run in part} - {""}
+        leaders = [found.run for leader in sorted(ids) if (found := self.store.place(leader).manifest()) is not None]
+        stored = {run.id: self.store.place(run.id).stored() for run in (*leaders, *part)}
+        settings = [tuple(run.asdict() for run in runs) for runs in (part, leaders)]
+        work = Work(*settings, stored, self.where, TURN, versions())
         self.out[self.engine.submit(train_turn, work, self._data(part[0].data.name))] = part
 
     def _data(self, name: str) -> Any:
@@ -405,12 +430,17 @@ class _Study:
                 self.lost[run.id] = self.lost.get(run.id, 0) + 1
             log.warning("a worker died (%s): its %d runs go to another one", error, len(part))
             return [run for run in part if self.lost[run.id] <= LOST]
+        left = []
         for run in part:
-            self.writers[run.id].adopt(answer.stored.get(run.id, {}))
-            now = answer.reached[run.id]
+            writer = self.writers[run.id]
+            writer.adopt(answer.stored.get(run.id, {}))
+            now = most_epochs(run)
+            if not (writer.complete or writer.failed):
+                left.append(run)
+                now = len(found.epochs) if (found := self.store.place(run.id).manifest()) is not None else 0
             progress.tick(self.ticks, now - self.reached.get(run.id, 0))
             self.reached[run.id] = now
-        return [run for run in part if not (self.writers[run.id].complete or self.writers[run.id].failed)]
+        return left
 
     def _spread(self, part: list[Run]) -> list[list[Run]]:
         """A part in two where a worker would be idle."""
@@ -441,15 +471,22 @@ def train_turn(work: Work, prepared: bytes) -> Answer:
         raise EngineError(
             f"worker {host} has {name} {versions()[name]}, this machine {work.versions[name]}: install the same there"
         )
-    runs = [Run.fromdict(dict(run)) for run in work.runs]
-    torch.set_num_threads(work.threads)
-    with tempfile.TemporaryDirectory(prefix="prunelab-worker-") as folder, _data_in(runs[0].data.name, prepared):
+    runs, leaders = ([Run.fromdict(dict(run)) for run in settings] for settings in (work.runs, work.leaders))
+    torch.set_num_threads(1)  # a worker is a process for one core, or for one GPU
+    with tempfile.TemporaryDirectory(prefix="prunelab-worker-") as folder:
+        _keep(prepared, data.cached(runs[0].data.name))
         store = Store(Path(folder))
-        for run in runs:
+        for run in (*leaders, *runs):
             with store.claim(run) as writer:
                 writer.adopt(work.stored[run.id])
-        ticks = Path(folder) / "progress"
-        train_population(runs, store, work.where, ticks, budget=work.seconds)
-        stored = {run.id: store.place(run.id).files() for run in runs}
-        reached = {run.id: most_epochs(run) if store.status(run) in ("complete", "failed") else 0 for run in runs}
-    return Answer(stored, reached, host)
+        end = time.monotonic() + work.seconds
+        train_population(runs, store, work.where, watch=lambda _: "stop" if time.monotonic() > end else "go on")
+        return Answer({run.id: store.place(run.id).stored() for run in runs})
+
+
+def _keep(prepared: bytes, path: Path) -> None:
+    """Put the prepared data set where this machine looks for it, unless it is there."""
+    if not path.exists() or digest.of(path) != digest.of(prepared):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with paths.replacing(path) as part:
+            part.write_bytes(prepared)

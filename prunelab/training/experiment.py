@@ -36,6 +36,7 @@ from prunelab.runs.progress import shown, tick
 from prunelab.runs.provenance import cores
 from prunelab.runs.records import Damaged
 from prunelab.settings import Run
+from prunelab.training import engines
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
@@ -115,6 +116,7 @@ def run_all(
     store: Store | Path | str | None = None,
     device: str = "auto",
     jobs: int | None = None,
+    engine: str | None = None,
     progress: bool = True,
 ) -> Results:
     """Load what the store has, train the rest.
@@ -127,7 +129,11 @@ def run_all(
             trained once.
         store: where results lie, or the path of it; None: the store of the repository, or of ``PRUNELAB_RUNS``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
+        jobs: processes that train side by side; None: as many as there are cores (one on a GPU); on a cluster its
+            workers decide.
+        engine: ``"local"``, ``"dask"`` or ``"ray"`` for a cluster on this machine, ``"dask://HOST:PORT"`` or
+            ``"ray://HOST:PORT"`` for one that exists; None: ``PRUNELAB_ENGINE``, or ``"local"``. See
+            ``prunelab.training.engines``.
         progress: whether to show a bar.
 
     Returns:
@@ -137,6 +143,7 @@ def run_all(
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
     runs, strategies = asked_for(runs, jobs)
+    kind, _ = engines.parse(engine)
     store = Store.of(store)
     where = _device(device)
     missing = unfinished(runs, store)
@@ -157,8 +164,9 @@ def run_all(
         jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else cores()
     leaders = [run for run in missing if not run.prune.masks_of]
     followers = [run for run in missing if run.prune.masks_of]
-    for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
-        _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
+    with contextlib.nullcontext() if kind == "local" or not missing else engines.opened(engine, str(where)) as cluster:
+        for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
+            _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress, cluster)
     return Results.of(runs, store, missing, strategies)
 
 
@@ -255,13 +263,21 @@ def _check_also_after(run: Run, pruner: Any) -> None:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
 
 
-def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool) -> None:
+def _train_all(
+    runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool, cluster: engines.Engine | None = None
+) -> None:
     """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.data, run.model), []).append(run)
+    jobs = jobs if cluster is None else max(1, cluster.workers)
     parts = [part for group in groups.values() for part in _deal(group, jobs)]
+    if cluster is not None:
+        log.warning("%d runs in %d parts on %d workers: %s", len(runs), len(parts), jobs, cluster.describe())
     with shown(sum(map(most_epochs, runs)), progress) as ticks:
+        if cluster is not None:
+            engines.train_on(cluster, parts, store, where, ticks)
+            return
         if jobs == 1:
             for part in parts:
                 train_population(part, store, where, ticks)
