@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from prunelab.collapse import dead_layers
 from prunelab.errors import PrunelabError
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.masks import MaskError, Masks, layer_of, named_layers
 from prunelab.pruners.base import Pruner, Reweighting
 from prunelab.pruners.registry import METHODS, build
 from prunelab.pruners.select import Granularity, check_amount, scored_names
 from prunelab.settings import Prune
+from prunelab.structure.forward import copies, looking
 
 
 def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) -> Masks:
@@ -23,7 +24,7 @@ def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) ->
     Raises:
         PrunelabError: a layer that does not exist, or that has nothing of the kind that the method removes.
     """
-    layers = [layers] if isinstance(layers, str) else list(layers)
+    layers = named_layers(layers)
     masks = Masks.ones(model, layers)
     granularity = getattr(pruner, "granularity", None)
     if granularity in get_args(Granularity):
@@ -49,12 +50,12 @@ def prune(
     """Masks of ``model`` without the part that the method would remove; the model itself is not changed.
 
     Args:
-        model: Any module with Linear or Conv2d layers.
+        model: Any module with layers of weights; see ``masks.prunable``.
         method: A name of ``METHODS``, or a pruner of your own.
         amount: Fraction of the remaining weights or units that goes, in [0, 1); or layer -> fraction, each layer pruned
             by itself, as ``sensitivity`` proposes.
-        layers: Names of the layers that may be pruned; ``()`` or None: all Linear and Conv2d. Where units go, those
-            whose units are the outputs of the model stay whole; see ``select.scored_names``.
+        layers: Names of the layers that may be pruned, of any class; ``()`` or None: all that ``masks.prunable`` knows.
+            Where units go, those whose units are the outputs of the model stay whole; see ``select.scored_names``.
         batches: Inputs and targets, for methods that look at data.
         current: What earlier rounds left; None: everything is still there. ``amount`` is a fraction of this.
         start: Weights from before the training, parameter name -> tensor, for methods that compare with them.
@@ -130,21 +131,20 @@ def _pruned(
         raise PrunelabError("batches is a bare tensor: give batches=[(x, y)], inputs and targets in pairs")
     if getattr(pruner, "needs_start", False) and start is not None:
         pruner = pruner.since(start)
-    before = current if isinstance(current, Masks) else Masks(current or {})
+    before = current if isinstance(current, Masks) else Masks({} if current is None else current)
     before.check(model)
-    parts = _parts(model, pruner, amount, layers)
-    if len(parts) > 1 and batches is not None:
-        batches = list(batches)  # every layer looks at them anew
-    after, weights, draw = Masks({}), {}, torch.Generator().manual_seed(seed)
-    for masks, own in parts:
-        chosen = {layer_of(name) for name in masks}
-        masks &= Masks({name: mask for name, mask in before.items() if layer_of(name) in chosen})
-        if isinstance(pruner, Reweighting):
-            found, changed = pruner.reweighted(model, batches, masks, own, draw)
-            weights |= changed
-        else:
-            found = pruner.masks(model, batches, masks, own, draw)
-        after &= found
+    with looking(model):
+        parts, batches = _parts(model, pruner, amount, layers), copies(batches)  # every layer looks at them anew
+        after, weights, draw = Masks({}), {}, torch.Generator().manual_seed(seed)
+        for masks, own in parts:
+            chosen = {layer_of(name) for name in masks}
+            masks &= Masks({name: mask for name, mask in before.items() if layer_of(name) in chosen})
+            if isinstance(pruner, Reweighting):
+                found, changed = pruner.reweighted(model, batches, masks, own, draw)
+                weights |= changed
+            else:
+                found = pruner.masks(model, batches, masks, own, draw)
+            after &= found
     after &= before
     dead = [] if getattr(pruner, "allow_empty", False) else dead_layers(model, after)
     if dead and (newly := [name for name in dead if name not in dead_layers(model, before)]):
@@ -157,7 +157,7 @@ def _parts(
     model: nn.Module, pruner: Pruner, amount: float | Mapping[str, float], layers: Iterable[str] | None
 ) -> list[tuple[Masks, float]]:
     """What is pruned together, kept whole, and by how much: all layers, or each that has an amount of its own."""
-    layers = [layers] if isinstance(layers, str) else list(layers or ())
+    layers = named_layers(layers)
     if not isinstance(amount, Mapping):
         check_amount(amount)
         return [(first_masks(model, pruner, layers), float(amount))]

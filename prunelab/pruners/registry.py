@@ -34,10 +34,14 @@ from prunelab.settings import Prune
 
 
 class Method(NamedTuple):
-    """What a name stands for: a class, and the fields that the name itself sets, which no option may set again."""
+    """What a name stands for: a class, and the fields that the name itself sets, which no option may set again.
+
+    The version is counted up when the numbers of the method change, so that stored runs of it are made again.
+    """
 
     pruner: type[Pruner]
     preset: Mapping[str, Any] = MappingProxyType({})
+    version: int = 1
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -92,7 +96,7 @@ def build(prune: Prune) -> Pruner:
     """
     if prune.method not in METHODS:
         raise PrunelabError(f"there is no pruning method {prune.method!r}: {nearest(prune.method, METHODS)}")
-    pruner, preset = METHODS[prune.method]
+    pruner, preset, _ = METHODS[prune.method]
     free = [field.name for field in dataclasses.fields(pruner) if field.name not in preset]  # type: ignore[arg-type]
     for option in prune.options:
         if option in preset:

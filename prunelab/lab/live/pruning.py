@@ -203,7 +203,7 @@ class Subject:
                 left += self.base.masks.counts[name]
             else:
                 weight = f"{name}.weight" if name else "weight"
-                left += int(units_of(self.base.masks, [weight])[name].sum())
+                left += int(units_of(self._model, self.base.masks, [weight])[name].sum())
         total = sum(score.numel() for score in scores.values())
         return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
 
