@@ -1,25 +1,28 @@
-"""Half of all channels gone from 200 models of torchvision, timm, transformers and by hand, beside torch-pruning.
+"""Half of all channels gone from 250 models of torchvision, timm, transformers and by hand, beside torch-pruning.
 
 usage: python benchmarks/zoo.py [--tool ours|torch-pruning] [--models PATTERN ...] [--again]   # needs prunelab[zoo]
        python benchmarks/zoo.py --summary
 
 Each model is built from its class with random weights (nothing is downloaded) and ten classes, on a small input, and
-loses half of every group of channels by L1 norm, layer by layer. ``ours`` is pruned exactly, and once more with
-``exact=False``, which takes channels under LayerNorm and GroupNorm as well; the difference is the largest one between
-the outputs of the masked and of the shrunk network, relative to the largest output. torch-pruning (PyPI) is told the
-output layers and the numbers of heads, since it has to be. Every model runs in a process of its own, with a limit of
-processor time and of memory, so that a crash or a hang is a row of the table. Rows go to ``results/zoo.csv``; what is
-there already is not run again. Seconds are processor time of one thread, which other work on the machine hardly moves.
+loses half of every group of channels by L1 norm, layer by layer. ``ours`` is pruned exactly: the difference is the
+largest one between the outputs of the masked and of the shrunk network, relative to the largest output. Where
+statistics are taken over channels (LayerNorm, GroupNorm), ``inexact`` is the same with ``exact=False``, which takes
+those as well. torch-pruning (PyPI) is told the output layers and the numbers of heads, since it has to be, and what is
+looked at is whether the pruned model runs. Every model runs in a process of its own, with a limit of processor time and
+of memory, so that a crash or a hang is a row of the table. Rows go to ``results/zoo.csv``; what is there already is not
+run again. Seconds are processor time of one thread, which other work on the machine hardly moves.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import csv
 import dataclasses
 import fnmatch
 import functools
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -45,9 +48,8 @@ TABLE = HERE / "results" / "zoo.csv"
 CPU_SECONDS, WALL_SECONDS, MEMORY = 90, 900, 5 * 2**30
 TOLERANCE = 1e-5  # of the largest output
 COLUMNS = {
-    "ours": ("ours", "ours_left", "ours_difference", "ours_seconds"),
-    "ours, exact=False": ("inexact", "inexact_left", "inexact_seconds"),
-    "torch-pruning": ("torch_pruning", "torch_pruning_left", "torch_pruning_seconds"),
+    "ours": ("ours", "ours_left", "ours_difference", "ours_seconds", "inexact_left", "inexact_seconds"),
+    "torch-pruning": ("torch_pruning", "torch_pruning_left", "", "torch_pruning_seconds"),
 }
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
 PROJECTIONS = re.compile(r"(in_)?(to_)?(qkv|q|k|v|kv|query|key|value|c_attn)(_proj|_lin)?")
@@ -113,7 +115,7 @@ VIDEO = {
     "r3d_18": (8, 56, 56),
     "mc3_18": (8, 56, 56),
     "r2plus1d_18": (8, 56, 56),
-    "s3d": (16, 64, 64),
+    "s3d": (16, 224, 224),
     "mvit_v1_b": (16, 224, 224),
     "mvit_v2_s": (16, 224, 224),
     "swin3d_t": (8, 64, 64),
@@ -369,6 +371,57 @@ def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+# prunelab ------------------------------------------------------------------------------------------------------------
+
+
+def by_prunelab(model: nn.Module, example: Any, exact: bool = True) -> dict[str, Any]:
+    """Parameters left, the largest relative difference of outputs, and seconds for groups, masks and shrinking."""
+    from prunelab.structure import channel_groups, shrink
+
+    before, start = size(model), time.process_time()
+    groups = channel_groups(model, example, exact=exact)
+    masks = groups.masks({name: halved(model, space) for name, space in groups.items() if space.pinned is None})
+    small = shrink(model, masks, example, exact=exact)
+    seconds = time.process_time() - start
+    freed = exact and groups_freed(model, example, groups)
+    masks.apply_(model)
+    different = difference(model, small, example) if exact else None
+    return {"left": size(small) / before, "difference": different, "seconds": seconds, "freed": freed}
+
+
+def groups_freed(model: nn.Module, example: Any, groups: Any) -> bool:
+    """Whether more channels may go where outputs may change."""
+    from prunelab.structure import channel_groups
+
+    spaces = (groups, channel_groups(model, example, exact=False))
+    return len({sum(int((~space.fixed).sum()) for space in own.values()) for own in spaces}) > 1
+
+
+def halved(model: nn.Module, space: Any) -> Tensor:
+    """The half of the groups of a space with the largest L1 norms of what makes them, the mean over layers."""
+    scores = torch.zeros(space.size)
+    for part in space.slices:
+        if part.role == "out":
+            norms = model.get_parameter(part.name).detach().abs().movedim(part.dim, 0).flatten(1).sum(1)
+            scores.index_add_(0, part.group[part.group >= 0], norms[part.group >= 0] / norms.mean())
+    scores[space.fixed] = torch.inf
+    stay = max(space.size // 2, int(space.fixed.sum()), 1)
+    return torch.zeros(space.size, dtype=torch.bool).index_fill_(0, scores.topk(stay).indices, True)
+
+
+def difference(model: nn.Module, other: nn.Module, example: Any) -> float:
+    """The largest difference between their outputs, relative to the largest output; inf where shapes differ."""
+    with torch.no_grad():
+        pairs = [tensors(called(m, copy.deepcopy(example))) for m in (model, other)]
+    if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
+        return float("inf")
+    return max(
+        float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-30))
+        for a, b in zip(*pairs, strict=True)
+        if a.numel()
+    )
+
+
 # torch-pruning -------------------------------------------------------------------------------------------------------
 
 
@@ -450,19 +503,23 @@ def _is_parameter(node: Any) -> bool:
 # One model in a process of its own -----------------------------------------------------------------------------------
 
 
-def measure(tool: str, build: Callable[[], Built]) -> dict[str, Any]:
-    """The columns of one tool for one model."""
-    status, left, *between, seconds = COLUMNS[tool]
+def measure(tool: str, build: Callable[[], Built]) -> Iterator[dict[str, str]]:
+    """The columns of one tool for one model, as far as it came, again and again."""
+    status, left, difference, seconds = COLUMNS[tool][:4]
     model, example = prepared(build)
-    found: dict[str, Any] = {"parameters": size(model)}
-    result = TOOLS[tool](model, example)
-    found |= {status: "works", left: f"{result['left']:.4f}", seconds: f"{result['seconds']:.3f}"}
-    return found | ({between[0]: f"{result['difference']:.1e}"} if between else {})
+    yield {"parameters": str(size(model)), **dict.fromkeys(COLUMNS[tool], "")}
+    original = copy.deepcopy(model) if tool == "ours" else model
+    found = TOOLS[tool](model, example)
+    row = {status: "works", left: f"{found['left']:.4f}", seconds: f"{found['seconds']:.3f}"}
+    yield row | ({difference: f"{found['difference']:.1e}"} if "difference" in found else {})
+    if found.get("freed"):
+        found = by_prunelab(original, example, exact=False)
+        yield {"inexact_left": f"{found['left']:.4f}", "inexact_seconds": f"{found['seconds']:.3f}"}
 
 
 def apart(tool: str, build: Callable[[], Built]) -> dict[str, Any]:
     """The same, in a process that may die."""
-    status, *others = COLUMNS[tool]
+    status = COLUMNS[tool][0]
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -472,26 +529,31 @@ def apart(tool: str, build: Callable[[], Built]) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, 2 * MEMORY))
         warnings.simplefilter("ignore")
         try:
-            sender.send(measure(tool, build))
+            for row in measure(tool, build):
+                sender.send(row)
         except Exception as error:  # noqa: BLE001 - whatever a model or a tool raises is what the row says
             resource.setrlimit(resource.RLIMIT_DATA, (2 * MEMORY, 2 * MEMORY))  # room for saying so
             text = " ".join(str(error).split())
             sender.send({status: f"{type(error).__name__}: {text}"[:200].rstrip(": ")})
+        sender.send(None)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fork of a process with threads: none of them holds anything here
         process = context.Process(target=work)
         process.start()
     sender.close()
+    found: dict[str, Any] = {}
     try:
-        found = receiver.recv() if receiver.poll(WALL_SECONDS) else {status: "hangs"}
+        while (row := receiver.recv() if receiver.poll(WALL_SECONDS) else {status: "hangs"}) and "hangs" not in row:
+            found |= row
+        found |= row or {}
     except EOFError:
         process.join()
         hung = process.exitcode in (-9, -24)  # SIGKILL, SIGXCPU: both limits
-        found = {status: f"hangs: over {CPU_SECONDS} s" if hung else f"dies with exit code {process.exitcode}"}
+        found[status] = f"hangs: over {CPU_SECONDS} s" if hung else f"dies with exit code {process.exitcode}"
     process.kill()
     process.join()
-    return dict.fromkeys(others, "") | found
+    return found
 
 
 def rows() -> dict[str, dict[str, str]]:
@@ -503,22 +565,20 @@ def rows() -> dict[str, dict[str, str]]:
 
 def store(name: str, found: Mapping[str, Any], order: list[str]) -> None:
     """Add to the row of one model, in the order of the catalogue; others may write at the same time."""
-    header = ["model", "parameters", *(column for columns in COLUMNS.values() for column in columns)]
+    header = ["model", "parameters", *(column for columns in COLUMNS.values() for column in columns if column)]
     with FileLock(Path(tempfile.gettempdir()) / "prunelab-zoo.lock"):
         table = rows()
-        table[name] = {**table.get(name, {}), "model": name, **found}
+        table[name] = {**table.get(name, {}), "model": name, **{key: found[key] for key in found if key}}
         TABLE.parent.mkdir(exist_ok=True)
         part = TABLE.with_suffix(".csv.part")
         with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
+            writer = csv.DictWriter(file, header, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(table[key] for key in order if key in table)
         part.replace(TABLE)
 
 
-TOOLS: dict[str, Callable[[nn.Module, Any], dict[str, Any]]] = {
-    "torch-pruning": by_torch_pruning,
-}
+TOOLS = {"ours": by_prunelab, "torch-pruning": by_torch_pruning}
 
 
 def summary() -> str:
@@ -526,7 +586,7 @@ def summary() -> str:
     table = rows()
     ours = [row for row in table.values() if row["ours"]]
     works = [row for row in ours if row["ours"] == "works"]
-    failed = [row for row in ours if "works" not in (row["ours"], row["inexact"])]
+    failed = [row for row in ours if row["ours"] != "works"]
     wrong = [row for row in works if not float(row["ours_difference"]) <= TOLERANCE]
     both = [row for row in works if row["torch_pruning"] == "works"]
     least = {row["model"]: min(float(row[key]) for key in ("ours_left", "inexact_left") if row[key]) for row in works}
@@ -568,7 +628,7 @@ def summary() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tool", choices=["ours", "torch-pruning"], action="append", help="default: both")
+    parser.add_argument("--tool", choices=list(TOOLS), action="append", help="default: both")
     parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help="as in 'timm/*'")
     parser.add_argument("--again", action="store_true", help="also what is in the table already")
     parser.add_argument(
@@ -580,18 +640,21 @@ def main() -> None:
         print(summary())
         return
     torch.set_num_threads(1)
+    for module in ("prunelab.structure", "torch_pruning", "timm", "transformers"):  # once, for all processes
+        importlib.import_module(module)
     models = catalogue()
     wanted = [name for name in models if any(fnmatch.fnmatch(name, pattern) for pattern in options.models)]
-    tools = options.tool or ["ours", "torch-pruning"]
-    tools = [tool for tool in COLUMNS if tool.partition(",")[0] in tools and tool in TOOLS]
+    tools = options.tool or list(TOOLS)
     for name in wanted:
         for tool in tools:
             if options.trace:
-                print(name, measure(tool, models[name]))
+                print(name, *measure(tool, models[name]))
             elif options.again or not rows().get(name, {}).get(COLUMNS[tool][0]):
                 found = apart(tool, models[name])
                 store(name, found, list(models))
-                print(f"{name:45} {tool:18} " + "  ".join(str(found[column]) for column in COLUMNS[tool]), flush=True)
+                print(
+                    f"{name:45} {tool:18} " + "  ".join(found.get(column, "") for column in COLUMNS[tool]), flush=True
+                )
 
 
 if __name__ == "__main__":
