@@ -40,7 +40,8 @@ FIXED = 0  # the number of everything that cannot go
 STATISTICS = "statistics over channels"
 _MOVES = {
     "_unsafe_view", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90",
+    "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
 _POINTWISE = {
     "copy", "fill", "zero", "_to_copy", "hardswish", "elu", "celu", "_prelu_kernel", "prelu", "tril", "triu", "dropout",
@@ -456,6 +457,7 @@ class _Watch(TorchDispatchMode):
 
     def _parts(self, name: str, args: Any, kwargs: Any, layer: Tensor, shape: Sequence[int]) -> None:
         """Cuts through channels: the parts are equally large afterwards, too, or are there, too."""
+        name = name.removeprefix("unsafe_")
         dim = {"split": 2, "split_with_sizes": 2, "unbind": 1, "select": 1, "slice": 1}.get(name)
         if dim is None or not shape:
             return
@@ -1070,7 +1072,8 @@ def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
             tensor._prunelab = (seen.token, seen.new(tensor, []))
-    recurrent = torch.backends.mkldnn.flags(enabled=False) if not mkldnn else contextlib.nullcontext()
+    flags = {"enabled": False, "allow_tf32": None}  # None: as it is; setting it warns
+    recurrent = torch.backends.mkldnn.flags(**flags) if not mkldnn else contextlib.nullcontext()
     cudnn = torch.backends.cudnn.flags(enabled=False) if not mkldnn else contextlib.nullcontext()
     with undisturbed(), recurrent, cudnn, sdpa_kernel(SDPBackend.MATH), seen:
         try:
