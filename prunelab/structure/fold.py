@@ -104,8 +104,9 @@ class Constants:
             return None
         args, kwargs = tree_map_only(Ref, self.values.__getitem__, (op.args, op.kwargs))
         made = op.func(*args, **kwargs)
-        self.computed.update(op.outs)
-        return list(made) if isinstance(made, tuple | list) else [made]
+        made = list(made) if isinstance(made, tuple | list) else [made]
+        self.computed.update(n for n, tensor in zip(op.outs, made, strict=True) if tensor.is_floating_point())
+        return made
 
     def of(self, ref: Any) -> Value:
         return self.values.get(ref) if isinstance(ref, Ref) else None
@@ -213,7 +214,7 @@ class Constants:
         if isinstance(op.extra, tuple) and op.name in ("sum", "linalg_vector_norm", "norm", "mean"):
             for layer in op.extra[0]:
                 self._summed(op, layer, value)
-        if value is None or not isinstance(op.extra, tuple) or len(op.outs) > 1:
+        if value is None or not isinstance(op.extra, tuple):
             return None
         given, rank = bound(op.func, op.args, op.kwargs), value.dim()
         dims = given.get("dim")

@@ -186,6 +186,7 @@ class _Watch(TorchDispatchMode):
         self.tape: list[Op] = []
         self.layers: dict[int, list[Tensor]] = {}
         self.shapes: dict[int, torch.Size] = {}
+        self.expanded: dict[int, set[int]] = {}
         self.names: dict[int, str] = {}
         self.known: dict[str, int] = {}
         self.constants: dict[int, Tensor] = {}
@@ -214,6 +215,9 @@ class _Watch(TorchDispatchMode):
     def new(self, tensor: Tensor, layers: list[Tensor]) -> int:
         self.tensors += 1
         self.layers[self.tensors], self.shapes[self.tensors] = layers, tensor.shape
+        if 0 in tensor.stride():
+            uniform = {d for d, step in enumerate(tensor.stride()) if not step}
+            self.expanded[self.tensors] = uniform.difference(*map(varying, layers))
         return self.tensors
 
     def ref(self, tensor: Tensor) -> Ref:
@@ -419,6 +423,11 @@ class _Watch(TorchDispatchMode):
     def operand(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
         return self.shapes[value], self.layers[value]
 
+    def spread(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
+        """An operand of something pointwise; axes that ``expand`` made of one element are as large as the others' are."""
+        shape, layers = self.operand(value)
+        return [1 if d in self.expanded.get(value, ()) else n for d, n in enumerate(shape)], layers
+
     # rules: each gives the layers of each result ----------------------------------------------------------------------
 
     def _unknown(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
@@ -429,7 +438,7 @@ class _Watch(TorchDispatchMode):
         return [[] for _ in outs], None
 
     def _pointwise(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
-        parts = [self.operand(ref) for ref in tree_leaves((args, kwargs)) if isinstance(ref, Ref)]
+        parts = [self.spread(ref) for ref in tree_leaves((args, kwargs)) if isinstance(ref, Ref)]
         if name.endswith("_like"):
             parts = parts[:1]
         met = self.meet(parts, outs[0].shape)
@@ -568,6 +577,8 @@ class _Watch(TorchDispatchMode):
                     if name in _MEANS:
                         self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
                     layer = self.ends(layer, dims)
+                elif varying(layer) - dims:  # rows of channels: those that are read together go together
+                    layer = self.uniform(layer, dims)
                 else:
                     self.pin(layer, self.why("reads all channels at once"))
                     layer = None
