@@ -167,6 +167,12 @@ def settle(layer: Tensor) -> Tensor:
     return small.expand(layer.shape)
 
 
+def settled(part: Tensor, whole: Tensor) -> Tensor:
+    """What was moved, settled where that may have become necessary: it was copied, or an axis was split into two."""
+    copied = part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+    return settle(part) if copied or len(varying(part)) > len(varying(whole)) else part
+
+
 def along(layer: Tensor, dim: int) -> Tensor:
     """The numbers of a layer by the indices of one axis: [size, others]."""
     small = compact(layer)
@@ -455,8 +461,7 @@ class _Watch(TorchDispatchMode):
             moved = moves(func, name, args, kwargs, layer, outs[0].shape)
             self._parts(name, args, kwargs, layer, shape)
             for own, part in zip(found, moved, strict=True):
-                if part.untyped_storage().data_ptr() != layer.untyped_storage().data_ptr():
-                    part = settle(part)
+                part = settled(part, layer)
                 if varying(part):
                     own.append(part)
                     self.rectangular(part)

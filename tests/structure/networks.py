@@ -298,12 +298,10 @@ def batchnorm_subclass():
 
 @network
 def weight_normed():
-    """A convolution and a Linear whose weights are parametrised by weight_norm."""
-    first, second = parametrizations.weight_norm(nn.Conv2d(3, 12, 3)), nn.Conv2d(12, 16, 3)
-    third = parametrizations.weight_norm(nn.Linear(16, 10))
-    model = nn.Sequential(
-        first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), third, nn.ReLU(), nn.Linear(10, 5)
-    )
+    """A convolution and a Linear whose weights are parametrised by weight_norm, between others."""
+    convolutions = [parametrizations.weight_norm(nn.Conv2d(3, 12, 3)), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU()]
+    linears = [nn.Linear(16, 20), nn.ReLU(), parametrizations.weight_norm(nn.Linear(20, 10)), nn.ReLU()]
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *linears, nn.Linear(10, 5))
     return model, torch.randn(2, 3, 12, 12)
 
 
@@ -589,7 +587,8 @@ class WindowAttention(nn.Module):
     def __init__(self):
         super().__init__()
         self.patches, self.blocks = nn.Conv2d(3, 16, 2, 2), nn.Sequential(*(WindowBlock(16, 2, 4, s) for s in (0, 2)))
-        self.merge, self.norm, self.head = nn.Linear(64, 24, bias=False), nn.LayerNorm(24), nn.Linear(24, 5)
+        self.merge, self.norm = nn.Linear(64, 24, bias=False), nn.LayerNorm(24)
+        self.head = nn.Sequential(nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 5))
 
     def forward(self, x):
         x = self.blocks(self.patches(x).permute(0, 2, 3, 1))
@@ -743,9 +742,10 @@ class ControlFlow(nn.Module):
         self.other = nn.Linear(16, 16)
 
     def forward(self, x):
+        far = x.mean() > 1e6
         x = torch.relu(self.start(x))
         for step in range(3):
-            if x.mean() > 1e6:
+            if far:
                 x = self.other(x)
             x = x + torch.relu(self.again(x)) / (step + 1)
         return self.head(x) if x.shape[0] > 1 else self.head(x[0])
