@@ -683,23 +683,24 @@ class _Watch(TorchDispatchMode):
         outputs: int, turned: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         """A grouped convolution: equally many inputs and outputs in each group that is left, or whole groups."""
-        direct = self.names.get(w)
+        own = self.owner(columns)
         if turned:  # [inputs, outputs of a group]: rows are those of a group, columns are all inputs
             made = self.fresh(outputs) if outputs // groups > 1 else columns
             if channels is not None and columns is not None:
                 self.join(channels, columns)
             elif columns is not None:
                 self.pin(columns, self.why("reads an input of the model"))
-            if outputs // groups > 1:
-                self.columns[direct or ""] = (1, made.view(groups, -1))
+            if outputs // groups > 1 and own is not None:
+                self.columns[own] = (1, made.view(groups, -1))
             channels = columns
         else:
             made = rows
-            if inputs // groups > 1 and channels is not None:
-                self.columns[direct or ""] = (1, channels.view(groups, -1))
+            if inputs // groups > 1 and channels is not None and own is not None:
+                self.columns[own] = (1, channels.view(groups, -1))
             elif columns is not None:
                 self.pin(columns, self.why("reads what cannot go"))
-        if direct is None or made is None:
+        computed = own is None and max(inputs, outputs) > groups and (outputs if turned else inputs) > groups
+        if computed or made is None:
             for numbers in (channels, rows, columns):
                 if numbers is not None:
                     self.pin(numbers, self.why("has groups and a weight that is computed"))
@@ -714,6 +715,13 @@ class _Watch(TorchDispatchMode):
             self.block(number, channels.view(groups, -1))
             self.block(number, made.view(groups, -1))
         return [channels], [made]
+
+    def owner(self, numbers: Tensor | None) -> str | None:
+        """The parameter whose second axis has these numbers; its weight may be computed from it."""
+        if numbers is None:
+            return None
+        axes = ((name, own.get(1)) for name, own in self.slots.items())
+        return next((name for name, own in axes if own is not None and torch.equal(own, numbers)), None)
 
     def channels(self, ref: Ref, dim: int = 1) -> Tensor | None:
         """The numbers along one axis, the same everywhere else; None: there are none."""
@@ -778,6 +786,10 @@ class _Watch(TorchDispatchMode):
         own = [ref for ref in args[1:5] if isinstance(ref, Ref)]
         tail = (None,) * (len(shape) - 2)
         parts = [((self.shapes[ref][0], *(1,) * len(tail)), [t[(..., *tail)] for t in self.layers[ref]]) for ref in own]
+        if not isinstance(args[3], Ref) or bound(func, args, kwargs).get("training"):
+            for layer in self.layers[args[0]]:
+                if varying(layer) - {1}:
+                    self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
         met = self.meet([self.operand(args[0]), *parts], shape)
         return [met, *([] for _ in outs[1:])], None
 
