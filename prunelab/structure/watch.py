@@ -414,7 +414,7 @@ class _Watch(TorchDispatchMode):
                 self.family[number] = root
             self.members.setdefault(root, []).extend(numbers)
         if kind in ("move", "factory", "pad", "cat"):
-            for number in numbers:
+            for number in (*numbers, *(ref for ref in refs[:1] if isinstance(ref, Ref))):
                 self.note(number)
         self.tape.append(Op(name, kind, func, refs, options, numbers, self.stack[-1], stale, extra))
 
