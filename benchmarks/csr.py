@@ -12,7 +12,7 @@ import timing
 import torch
 from torch import nn
 
-from prunelab.export import SparseLinear, break_even
+from prunelab.structure.export import SparseLinear, break_even
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 SIZES = {"784 to 300": (300, 784), "1000 to 1000": (1000, 1000), "4096 to 4096": (4096, 4096)}

@@ -19,7 +19,7 @@ from torchvision.datasets import MNIST
 from prunelab import data, models, paths
 from prunelab.masks import Masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training.train import Member, Population, generator
 
 BATCH, LR = 128, 0.05
 

@@ -24,7 +24,7 @@ from prunelab import data, models
 from prunelab.data import Dataset, Split
 from prunelab.masks import Masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training.train import Member, Population, generator
 
 VGG_16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 OPTIMISERS: dict[str, dict[str, Any]] = {

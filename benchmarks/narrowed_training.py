@@ -16,12 +16,13 @@ import timing
 import torch
 from torch import nn
 
-from prunelab import data, models, train
+from prunelab import data, models
 from prunelab.masks import Masks
 from prunelab.narrow import Narrow
 from prunelab.pruners.select import unit_masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training import train
+from prunelab.training.train import Member, Population, generator
 
 BATCH = 32
 LEFT = (0.5, 0.2)

@@ -15,7 +15,7 @@ from torch import nn
 from prunelab import data, models
 from prunelab.masks import Masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training.train import Member, Population, generator
 
 BATCH, LR = 32, 0.1
 # name -> data, model, hidden, steps, seeds (None: as many as asked for), batches in the data's order as in DropNet, and

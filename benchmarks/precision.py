@@ -14,7 +14,7 @@ import timing
 from prunelab import data, models
 from prunelab.masks import Masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training.train import Member, Population, generator
 
 BATCH = 32
 # name -> model, sizes, runs in lockstep, steps

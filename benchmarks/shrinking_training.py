@@ -23,7 +23,7 @@ from prunelab.masks import Masks
 from prunelab.pruners.during import Moment
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training.train import Member, Population, generator
 
 TRAIN = Train(epochs=10**6, batch_size=128)
 Index = Mapping[str, tuple[Tensor, ...]]

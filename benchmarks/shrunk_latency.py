@@ -23,10 +23,10 @@ import torch_pruning
 import torchvision
 from torch import Tensor, nn
 
-from prunelab import cost
 from prunelab.masks import Masks
 from prunelab.pruners.select import unit_masks
 from prunelab.shrink import shrink
+from prunelab.structure import cost
 
 PART = 0.8
 SMALL = ("shrunk", "built so", "torch-pruning")

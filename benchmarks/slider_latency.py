@@ -20,7 +20,7 @@ import timing
 import torch
 
 from prunelab import data, models, settings
-from prunelab.live import PruningExplorer
+from prunelab.lab.live import PruningExplorer
 
 CASES = [  # network, data, images per evaluation, what is shown, and the most that 95 of 100 moves may take, in ms
     ("lenet_300_100", "mnist", 2000, "units", 100),

@@ -14,15 +14,15 @@ __all__ = ["Data", "Masks", "Model", "Prune", "PrunelabError", "Run", "Train", "
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
-        "prune": "prunelab.pruners",
+        "prune": "prunelab.pruners.apply",
         "Masks": "prunelab.masks",
         "Run": "prunelab.settings",
         "Data": "prunelab.settings",
         "Model": "prunelab.settings",
         "Train": "prunelab.settings",
         "Prune": "prunelab.settings",
-        "run_all": "prunelab.experiment",
-        "TrainingTheatre": "prunelab.theatre",
+        "run_all": "prunelab.training.experiment",
+        "TrainingTheatre": "prunelab.lab.theatre",
         "PrunelabError": "prunelab.errors",
     },
 )

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,8 +31,8 @@ from prunelab import __version__, paths
 from prunelab.errors import PrunelabError, nearest
 
 if TYPE_CHECKING:
-    from prunelab.reproduce import Job
-    from prunelab.tables import Table
+    from prunelab.headless.reproduce import Job
+    from prunelab.plots.tables import Table
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
 
@@ -42,7 +42,8 @@ Many = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 def list_() -> int:
     """Every table and figure that can be made again, and how far each paper has come."""
-    from prunelab import papers, tables
+    from prunelab import papers
+    from prunelab.plots import tables
 
     print(_fitted(tables.index(papers.artefacts())))
     print()
@@ -59,8 +60,9 @@ def reproduce(
     jobs: int | None = None,
     device: str | None = None,
     force: bool = False,
+    into: Path | None = None,
 ) -> int:
-    """Run the notebooks of artefacts and leave their figures; what is up to date is left alone.
+    """Run the notebooks of artefacts, and put what comes out beside the committed numbers; what is up to date stays.
 
     Args:
         artefacts: ids as `prunelab list` shows them, parts of ids, papers, or all.
@@ -70,33 +72,59 @@ def reproduce(
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
         force: run also what is up to date.
+        into: folder of the figures; left out: out. `--into figures` is for those who commit what comes out.
     """
-    from prunelab import papers, reproduce, tables
+    from prunelab import papers
+    from prunelab.headless import reproduce
 
     if jobs is not None and jobs < 1:
         raise PrunelabError(f"--jobs {jobs}: should be 1 or more")
     if device is not None:
-        from prunelab.train import device as known
+        from prunelab.training.train import device as known
 
         known(device)
     whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
     found = reproduce.chosen(artefacts, paper)
     machine = {"jobs": jobs, "device": device}
-    plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
     failed = 0
-    for number, job in enumerate(plan, 1):
-        head = f"[{number}/{len(plan)}] {job.artefact.id}"
-        if job.reason:
-            print(f"{head}: {job.reason}")
-        else:
-            failed += not _run(head, job)
-    done = [job.artefact for job in plan if not job.reason.startswith("skipped")]
-    for check in reproduce.verify(done) if preset != "smoke" else ():
-        if not check.claims:
-            continue
-        print(f"\n{check.artefact.id}: {check.artefact.title}\n{_fitted(tables.stored_verdicts(check.claims))}")
-    print(f"\nfigures: {paths.figures()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
+    with _moved("PRUNELAB_OUT", into):
+        plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
+        for number, job in enumerate(plan, 1):
+            head = f"[{number}/{len(plan)}] {job.artefact.id}"
+            if job.reason:
+                print(f"{head}: {job.reason}")
+            else:
+                failed += not _run(head, job)
+        if preset != "smoke":  # whose numbers mean nothing
+            _beside_committed(job for job in plan if not job.reason.startswith("skipped"))
+        print(f"\nfigures: {paths.out()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
     return FAILED if failed else 0
+
+
+@contextlib.contextmanager
+def _moved(variable: str, folder: Path | None) -> Iterator[None]:
+    """A place elsewhere as long as the ``with`` lasts, for notebooks too; None: where it is."""
+    before = os.environ.get(variable)
+    if folder is not None:
+        os.environ[variable] = str(folder.expanduser().resolve())
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop(variable)
+            os.environ.update({} if before is None else {variable: before})
+
+
+def _beside_committed(jobs: Iterable[Job]) -> None:
+    """The verdicts on what was computed here, beside those on the committed numbers."""
+    from prunelab.plots import gallery, tables
+
+    for job in jobs:
+        here = gallery.saved(job.place, paths.out()) or {}
+        there = gallery.saved(job.artefact.figure) if paths.out() != paths.figures() else None
+        if claims := here.get("claims"):
+            print(f"\n{job.artefact.id}: {job.artefact.title}")
+            print(_fitted(tables.stored_verdicts(claims, there)))
 
 
 def compare(
@@ -132,9 +160,10 @@ def compare(
         device: auto, cpu or cuda.
         save: a file for the numbers, one row per run and round, as CSV.
     """
-    from prunelab import checklist, comparison, tables
-    from prunelab.experiment import run_all
-    from prunelab.results.records import writing
+    from prunelab.plots import checklist, tables
+    from prunelab.runs.records import writing
+    from prunelab.training import comparison
+    from prunelab.training.experiment import run_all
 
     if not methods:
         raise PrunelabError(f"compare what? Name one method or more of: {', '.join(comparison.comparable())}")
@@ -171,7 +200,8 @@ def _fitted(table: Table) -> str:
 
 def _run(head: str, job: Job) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
-    from prunelab import notebook_runner, progress
+    from prunelab.headless import runner as notebook_runner
+    from prunelab.runs import progress
 
     begin, ended = time.monotonic(), False
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
@@ -198,7 +228,7 @@ _CLEAR = "\r\033[K" if sys.stdout.isatty() else ""
 
 def _watch(head: str, ticks: Path, begin: float, over: threading.Event) -> None:
     """What the notebook is doing: on a terminal a line that is rewritten, elsewhere a line every 30 s."""
-    from prunelab import progress
+    from prunelab.runs import progress
 
     lively = sys.stdout.isatty()
     shown = ""
@@ -223,12 +253,13 @@ def _clock(seconds: float) -> str:
 
 
 def verify(artefacts: Names = (), /) -> int:
-    """Judge the committed numbers again; 1 when a verdict beside them is not what they give, or a file is missing.
+    """Judge the committed numbers again; 1 when a verdict is not what they give, or a file or all of it is missing.
 
     Args:
         artefacts: as for reproduce; none: all.
     """
-    from prunelab import reproduce, tables
+    from prunelab.headless import reproduce
+    from prunelab.plots import tables
 
     checks = reproduce.verify(reproduce.chosen(artefacts or ("all",)))
     for check in checks:
@@ -242,8 +273,9 @@ def verify(artefacts: Names = (), /) -> int:
 
 def status() -> int:
     """Which artefacts, runs and data sets are there."""
-    from prunelab import data, gallery, papers
-    from prunelab.results import Store
+    from prunelab import data, papers
+    from prunelab.plots import gallery
+    from prunelab.runs import Store
 
     for artefact in papers.artefacts():
         facts = gallery.saved(artefact.figure) or {}
@@ -267,7 +299,7 @@ def status() -> int:
 
 def readme() -> int:
     """Write the table of artefacts into README.md."""
-    from prunelab import readme
+    from prunelab.headless import readme
 
     print("README.md and the index notebook " + ("were brought" if readme.update() else "are") + " up to date")
     return 0
@@ -342,7 +374,7 @@ def data_verify(name: tyro.conf.Positional[str] | None = None, /) -> int:
 
 def runs_list() -> int:
     """Every run of the store."""
-    from prunelab.results import Store
+    from prunelab.runs import Store
 
     listing = Store().list()
     columns = [
@@ -358,7 +390,7 @@ def runs_show(run: tyro.conf.Positional[str], /) -> int:
     Args:
         run: its id, or the beginning of it.
     """
-    from prunelab.results import Store
+    from prunelab.runs import Store
 
     print(json.dumps(Store().show(run), indent=2, default=str))
     return 0
@@ -371,7 +403,7 @@ def runs_export(path: tyro.conf.Positional[Path], runs: Names = (), /) -> int:
         path: of the tar file.
         runs: ids; none: all.
     """
-    from prunelab.results import Store, archive
+    from prunelab.runs import Store, archive
 
     print(f"{len(archive.export(Store(), path, runs or None))} runs in {path}")
     return 0
@@ -383,7 +415,7 @@ def runs_import(path: tyro.conf.Positional[Path], /) -> int:
     Args:
         path: what `prunelab runs export` wrote.
     """
-    from prunelab.results import Store, archive
+    from prunelab.runs import Store, archive
 
     report = archive.import_(Store(), path)
     print(", ".join(f"{len(getattr(report, part))} {part}" for part in report.__dataclass_fields__))
@@ -398,7 +430,7 @@ def runs_gc(days: float = 7, failed: bool = False, dry_run: bool = False) -> int
         failed: delete failed runs too, so that they are tried again.
         dry_run: only say what would go.
     """
-    from prunelab.results import Store, archive
+    from prunelab.runs import Store, archive
 
     garbage = archive.gc(Store(), days, failed, dry_run)
     for item in garbage:
@@ -413,7 +445,7 @@ def runs_discard(run: tyro.conf.Positional[str], /) -> int:
     Args:
         run: its id, or the beginning of it.
     """
-    from prunelab.results import Store
+    from prunelab.runs import Store
 
     store = Store()
     store.discard(run_id := store.id(run))

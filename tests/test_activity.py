@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import activity
 from prunelab.errors import PrunelabError
 from prunelab.plots import layers
+from prunelab.pruners import activity
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import torch
 
 import prunelab
 from prunelab import data, models, paths
-from prunelab.notebook_form import declared_parameters
-from prunelab.results import Store
+from prunelab.headless.form import declared_parameters
+from prunelab.runs import Store
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "no-first-run")
@@ -247,7 +247,7 @@ def test_the_explorer_is_dragged_undone_kept_and_fine_tuned(desk):
 OWN = """
 import ipywidgets, torch
 from prunelab import data, models, settings
-from prunelab.live import PruningExplorer
+from prunelab.lab.live import PruningExplorer
 
 digits = data.load("digits")
 model = models.build(settings.Model("mlp", hidden=(40, 20)), digits.shape, 10, seed=0)

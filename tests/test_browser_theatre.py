@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_browser import ERRORS, SETTINGS, copied, family, jupyterlab, page, run_all_cells
 
-from prunelab.results import Store
-from prunelab.theatre.stage import GRACE
+from prunelab.lab.theatre.stage import GRACE
+from prunelab.runs import Store
 
 NOTEBOOK = "watch_dyprune.ipynb"
 
@@ -49,7 +49,7 @@ def stages(server):
     found = []
     for process in family(server.pid):
         try:
-            if "prunelab.theatre.stage" in process.cmdline():
+            if "prunelab.lab.theatre.stage" in process.cmdline():
                 found.append(process)
         except psutil.NoSuchProcess:
             continue

@@ -9,12 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from prunelab import captured, models, train
-from prunelab.captured import WARM_UP, Repeated
+from prunelab import models
 from prunelab.data import load
 from prunelab.masks import Masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training import captured, train
+from prunelab.training.captured import WARM_UP, Repeated
+from prunelab.training.train import Member, Population, generator
 
 
 class Recorder(TorchDispatchMode):

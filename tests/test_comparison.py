@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from prunelab import cli
-from prunelab.checklist import checklist
-from prunelab.comparison import comparable, compare, costs, leads, method_of, speedups, trainings
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import Masks
+from prunelab.papers.related import in_one_training
+from prunelab.papers.reported import literature
+from prunelab.plots.checklist import checklist
 from prunelab.plots.tradeoff import forms, tradeoffs
-from prunelab.protocols import in_one_training
 from prunelab.pruners.select import keep_as_many, unit_masks
-from prunelab.reported_curves import literature
-from prunelab.results import Store
+from prunelab.runs import Store
+from prunelab.training.comparison import comparable, compare, costs, leads, method_of, speedups, trainings
+from prunelab.training.experiment import run_all
 
 SMALL = {"data": "digits", "rounds": 2, "seeds": 1, "epochs": 1, "recovery": 1, "train_size": 200}
 
@@ -223,7 +223,7 @@ def test_compare_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "After Blalock et al." in said
     assert set(pd.read_csv(tmp_path / "rows.csv")["strategy"]) == {"random", "magnitude", "snip"}
     for wrong in ("", str(tmp_path), "/proc/rows.csv"):
-        monkeypatch.setattr("prunelab.experiment.run_all", lambda *_, **__: pytest.fail("it trained"))
+        monkeypatch.setattr("prunelab.training.experiment.run_all", lambda *_, **__: pytest.fail("it trained"))
         assert cli.main(["compare", "snip", *words, "--save", wrong]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert cli.main(["compare"]) == 2

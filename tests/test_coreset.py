@@ -12,12 +12,12 @@ from torch import nn
 import prunelab
 from prunelab import papers, pruners
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import Masks
-from prunelab.protocols import without_retraining as protocol
+from prunelab.papers.related import without_retraining as protocol
 from prunelab.pruners.coreset import Coreset, draw, measure, pairs, sensitivity
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.training.experiment import run_all
 
 
 def network(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:

@@ -3,10 +3,10 @@
 import pytest
 
 from prunelab import plots
-from prunelab.designer import ScheduleDesigner
 from prunelab.errors import PrunelabError
+from prunelab.lab.designer import ScheduleDesigner
 from prunelab.pruners import build
-from prunelab.schedules import Ramp
+from prunelab.pruners.schedules import Ramp
 
 
 def test_what_is_shown_is_what_is_handed_out():
@@ -60,7 +60,7 @@ def test_an_error_is_shown_and_kept(monkeypatch):
     def broken(*_, **__):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("prunelab.designer.schedule_curves", broken)
+    monkeypatch.setattr("prunelab.lab.designer.schedule_curves", broken)
     with pytest.raises(ValueError, match="no ink"):
         designer.final.value = 50
     assert designer.errors.outputs[0]["evalue"] == "no ink"

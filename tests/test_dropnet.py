@@ -10,14 +10,14 @@ from torch import nn
 import prunelab
 from prunelab import models, pruners
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners.activations import pieces, unit_sums
 from prunelab.pruners.dropnet import DropNet, drop_units
 from prunelab.pruners.oracle import Oracle, losses_without
 from prunelab.pruners.select import unit_masks
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.training.experiment import run_all
 
 
 def draw(seed=0):

@@ -5,10 +5,10 @@ import math
 import pandas as pd
 import pytest
 
-from prunelab import dropnet_table
 from prunelab.errors import PrunelabError
+from prunelab.papers.dropnet import networks as dropnet_table
+from prunelab.papers.dropnet.study import FIGURES
 from prunelab.plots.paired import ours_and_reported
-from prunelab.protocols.dropnet import FIGURES
 
 
 def points(**curves):

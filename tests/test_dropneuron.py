@@ -8,25 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunelab import dropneuron_table, models, papers
+from prunelab import models, papers
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.experiment import check, run_all
 from prunelab.masks import Masks
+from prunelab.papers.related import dropneuron, dropneuron_table
 from prunelab.plots.paired import ours_and_reported
-from prunelab.protocols import dropneuron
 from prunelab.pruners import prune
-from prunelab.pruners.dropneuron import (
-    EPS,
-    DropNeuron,
-    connected,
-    neurons_left,
-    report,
-    weight_gradient,
-)
-from prunelab.results import Store
+from prunelab.pruners.dropneuron import EPS, DropNeuron, connected, neurons_left, report, weight_gradient
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training.experiment import check, run_all
+from prunelab.training.train import Member, Population, generator
 
 W, B = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([1.0, -2.0])  # rows 5 and 0 long, columns 3 and 4
 

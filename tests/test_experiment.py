@@ -14,14 +14,15 @@ import psutil
 import pytest
 import torch
 
-from prunelab import experiment, models, train
+from prunelab import models
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all, train_population
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.trained import masks_at
-from prunelab.trained import trained as trained_network
+from prunelab.training import experiment, train
+from prunelab.training.experiment import run_all, train_population
+from prunelab.training.load import masks_at
+from prunelab.training.load import trained as trained_network
 
 DIGITS = Data("digits", train_size=200, test_size=200)
 NET = Model("mlp", (16, 12))
@@ -295,8 +296,8 @@ def test_strategies_by_name_become_a_column(tmp_path):
 
 KILLED = """
 import sys
-from prunelab.experiment import run_all, train_population
-from prunelab.results import Store
+from prunelab.training.experiment import run_all, train_population
+from prunelab.runs import Store
 from prunelab.settings import Run
 import json
 run_all([Run.fromdict(r) for r in json.loads(sys.argv[2])], store=Store(sys.argv[1]), jobs=1, progress=False)
@@ -323,7 +324,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(store.root), json.dumps([one.asdict()])]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoint = store.root / f"{one.id}.partial" / "checkpoint.safetensors"
-    for _ in range(600):
+    for _ in range(3000):
         if checkpoint.exists() or process.poll() is not None:
             break
         time.sleep(0.02)
@@ -344,8 +345,8 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = """
 import sys
-from prunelab.experiment import run_all
-from prunelab.results import Store
+from prunelab.training.experiment import run_all
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 runs = [Run(Data("digits"), Model("mlp", (16,)), Train(epochs=10**6), Prune("none"), seed=s) for s in range(2)]
 run_all(runs, store=Store(sys.argv[1]), jobs=2, progress=False)
@@ -454,7 +455,7 @@ def test_accuracy_right_after_a_pruning_is_on_record(tmp_path, recover):
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_machine_that_computes_bfloat16_by_detours_says_so(tmp_path, monkeypatch, caplog, knows):
-    monkeypatch.setattr("prunelab.experiment.knows_bfloat16", lambda where: knows)
+    monkeypatch.setattr("prunelab.training.experiment.knows_bfloat16", lambda where: knows)
     reduced = run(train=Train(epochs=1, batch_size=32, precision="bfloat16"))
     done = run_all([reduced], store=Store(tmp_path), jobs=1, progress=False, device="cpu")
     assert ("bfloat16" in caplog.text) is not knows

@@ -10,19 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunelab import models, running
+from prunelab import models
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import Masks
-from prunelab.prefix import learning_macs, parts, stored, tail
-from prunelab.protocols import learn_and_drop
+from prunelab.papers.related import learn_and_drop
 from prunelab.pruners.during import Moment, Progress
 from prunelab.pruners.learn_and_drop import LearnAndDrop, settled, units
 from prunelab.pruners.while_training import training_cost
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.train import Member, Population, generator
+from prunelab.structure.frozen import learning_macs, parts, stored, tail
+from prunelab.training import run as running
+from prunelab.training.experiment import run_all
+from prunelab.training.train import Member, Population, generator
 
 DIGITS = Data("digits", train_size=300)
 SGD = {"optimiser": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 32}

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import prunelab
-from prunelab import cost, data, models, settings
+from prunelab import data, models, settings
 from prunelab.errors import PrunelabError
-from prunelab.live import PruningExplorer, controls, offer, pruning, view
-from prunelab.live import explorer as live
+from prunelab.lab.live import PruningExplorer, controls, offer, pruning, view
+from prunelab.lab.live import explorer as live
 from prunelab.pruners.magnitude import Magnitude
+from prunelab.structure import cost
 
 
 @pytest.fixture(scope="module")

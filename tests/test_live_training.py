@@ -14,8 +14,8 @@ import torch
 import prunelab
 from prunelab import data, models, settings
 from prunelab.errors import PrunelabError
-from prunelab.live import PruningExplorer
-from prunelab.train import Member, Population, generator
+from prunelab.lab.live import PruningExplorer
+from prunelab.training.train import Member, Population, generator
 
 TUNING = settings.Train(lr=0.01, batch_size=32)
 
@@ -201,7 +201,7 @@ def test_a_training_ends_with_its_process():
     code = """
         import threading
         from prunelab import data, models, settings
-        from prunelab.live import PruningExplorer
+        from prunelab.lab.live import PruningExplorer
 
         digits, begun = data.load("digits"), threading.Event()
         model = models.build(settings.Model("mlp", hidden=(40, 20)), digits.shape, 10, seed=0)

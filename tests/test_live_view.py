@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from prunelab.live import view
+from prunelab.lab.live import view
 
 
 def test_the_curve_puts_points_where_they_belong():

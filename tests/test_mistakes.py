@@ -18,12 +18,15 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from torch import nn
 
-from prunelab import cli, data, gallery, notebook_runner, paths, prune, train
+from prunelab import cli, data, paths, prune
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
+from prunelab.headless import runner as notebook_runner
 from prunelab.masks import Masks
-from prunelab.results import Checkpoint, Store, archive
+from prunelab.plots import gallery
+from prunelab.runs import Checkpoint, Store, archive
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.training import train
+from prunelab.training.experiment import run_all
 
 NET = Model("mlp", (6, 5))
 THERE = Run(Data("iris"), NET, Train(epochs=2), Prune("magnitude", rounds=1), seed=7)  # a run that the store has
@@ -306,7 +309,7 @@ def test_a_mistake_is_one_line_before_any_work(here, monkeypatch, arrange, mista
         (no_runs, "reproduce dyprune/rate", "cannot be written (Not a directory): set PRUNELAB_RUNS to a folder"),
         (no_runs, "runs import junk", "cannot be written (Not a directory): set PRUNELAB_RUNS to a folder"),
         (no_cache, "data prepare iris", "cannot be written (Not a directory): set PRUNELAB_CACHE to a folder"),
-        (no_figures, "reproduce dyprune/rate", "(Not a directory): set PRUNELAB_FIGURES to a folder"),
+        (no_figures, "reproduce dyprune/rate", "(Not a directory): set PRUNELAB_OUT to a folder"),
         (no_figures, "list", "(Not a directory): set PRUNELAB_FIGURES to a folder"),
         (as_is, "data prepare own --from empty", "empty: no train/<class>/ folder in it"),
         (empty_run, "runs list", "settings.json is missing: delete the folder"),

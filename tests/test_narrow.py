@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import models, train
+from prunelab import models
 from prunelab.data import load
 from prunelab.gates import Gate
 from prunelab.masks import Masks
 from prunelab.narrow import Narrow, narrow
 from prunelab.pruners.select import unit_masks
 from prunelab.settings import Data, Model, Train
-from prunelab.train import Member, Population, generator
+from prunelab.training import train
+from prunelab.training.train import Member, Population, generator
 
 NETWORKS = {
     "resnet20": (6, 8, 12),

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab import models, papers, tables
+from prunelab import models, papers
 from prunelab.data import load
-from prunelab.experiment import run_all
-from prunelab.protocols.nnrelief import error_at, nnrelief, worse_change
-from prunelab.published_counts import counted_parameters, flops, published_rows
-from prunelab.reported_curves import best_test_epochs, mnist_comparison
-from prunelab.results import Store
-from prunelab.trained import masks_at
+from prunelab.papers.nnrelief.published_counts import counted_parameters, flops, published_rows
+from prunelab.papers.nnrelief.study import error_at, nnrelief, worse_change
+from prunelab.papers.reported import best_test_epochs, mnist_comparison
+from prunelab.plots import tables
+from prunelab.runs import Store
+from prunelab.training.experiment import run_all
+from prunelab.training.load import masks_at
 
 SIZES = {"data": "digits", "hidden": (12, 8), "epochs": 3, "rounds": 2, "train_size": 200}
 COLUMNS = ["seed", "iter", "acc_pruned", "acc_retrained", "cr", "remained_percentage", "architecture", "FLOPs"]

@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from prunelab import paths
-from prunelab.notebook_runner import (
+from prunelab.headless.runner import (
     NotebookFailed,
     Parameter,
     check_parameters,
@@ -381,7 +381,7 @@ def test_an_interrupt_leaves_no_file_and_no_kernel(tmp_path):
     script = f"""\
 import signal
 from pathlib import Path
-from prunelab.notebook_runner import run
+from prunelab.headless.runner import run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
 here = Path({str(tmp_path)!r})
 run(here / "figure.ipynb", here / "out" / "figure.ipynb")

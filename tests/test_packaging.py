@@ -95,7 +95,7 @@ def test_the_import_contracts_hold():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
-@pytest.mark.parametrize("module", ["", ".settings", ".results", ".papers", ".plots", ".tables", ".widgets"])
+@pytest.mark.parametrize("module", ["", ".settings", ".runs", ".papers", ".plots", ".plots.tables", ".lab.widgets"])
 def test_the_view_side_loads_no_torch(module):
     code = f"import sys, prunelab{module}; print([name for name in ('torch', 'torchvision') if name in sys.modules])"
     assert python(code) == "[]"

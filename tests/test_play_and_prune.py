@@ -10,10 +10,9 @@ from torch import nn
 
 from prunelab.chains import remove_units
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import Masks
 from prunelab.narrow import narrow
-from prunelab.protocols import play_and_prune
+from prunelab.papers.related import play_and_prune
 from prunelab.pruners.during import Moment, Progress
 from prunelab.pruners.play_and_prune import (
     PlayAndPrune,
@@ -24,9 +23,10 @@ from prunelab.pruners.play_and_prune import (
     without_readers,
 )
 from prunelab.pruners.select import unit_masks
-from prunelab.removals import Removals
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.training.experiment import run_all
+from prunelab.training.removals import Removals
 
 NORMS = [4.0, 1.0, 3.0, 2.0]
 

@@ -9,8 +9,8 @@ import pytest
 
 from prunelab import papers
 from prunelab.errors import PrunelabError
-from prunelab.protocols.dropnet import FIGURES, dropnet, left_after_rounds
-from prunelab.reported_curves import READING, agreeing, beside, lead, loss_at, reported
+from prunelab.papers.dropnet.study import FIGURES, dropnet, left_after_rounds
+from prunelab.papers.reported import READING, agreeing, beside, lead, loss_at, reported
 
 
 def test_counts_are_those_of_the_paper():

@@ -4,7 +4,7 @@ import pytest
 
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.protocols import dyprune, dyprune_strategies
+from prunelab.papers.dyprune import dyprune, dyprune_strategies
 
 
 def test_iris_is_divided_as_published():

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from prunelab import models
-from prunelab.cost import prunable_weights
 from prunelab.errors import PrunelabError
 from prunelab.masks import layer_of
 from prunelab.pruners import METHODS, Pruner, build, first_masks, prune
 from prunelab.pruners.select import scored_names, units_of
 from prunelab.settings import Model, Prune
+from prunelab.structure.cost import prunable_weights
 
 SHAPE, CLASSES = (3, 12, 12), 4
 MODELS = {
@@ -122,8 +122,8 @@ def test_the_requested_amount_goes_exactly(method, name, amount):
     if granularity == "weight":
         total, left = whole.weights.total, masks.weights.kept
     else:
-        total = sum(len(units) for units in units_of(whole, names).values())
-        left = sum(int(units.sum()) for units in units_of(masks, names).values())
+        total = sum(len(units) for units in units_of(model, whole, names).values())
+        left = sum(int(units.sum()) for units in units_of(model, masks, names).values())
     gone = total - left
     if method in ("dropnet", "apoz"):  # DropNet's code rounds down, and removes one unit at least
         assert gone == max(int(amount * total), 1)

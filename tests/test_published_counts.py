@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from prunelab import models
-from prunelab.cost import macs
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.published_counts import counted_parameters, flops
+from prunelab.papers.nnrelief.published_counts import counted_parameters, flops
 from prunelab.settings import Model
+from prunelab.structure.cost import macs
 
 SMALL, IMAGES = (1, 28, 28), (3, 32, 32)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunelab import cli, gallery, paths, readme
+from prunelab import cli, paths
+from prunelab.headless import readme
+from prunelab.plots import gallery
 
 TEXTS = {name: (paths.root() / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 PYTHON = [(name, code) for name, text in TEXTS.items() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
@@ -73,7 +75,8 @@ def test_every_link_leads_somewhere(name):
 
 def test_every_file_that_contributing_names_exists():
     for file in re.findall(r"`([\w/]+\.(?:py|toml|ipynb))`", TEXTS["CONTRIBUTING.md"]):
-        places = ("", *(f"prunelab/{name}" for name in ("", "data", "plots", "pruners", "results")))
+        rooms = [path.name for path in (paths.root() / "prunelab").iterdir() if path.is_dir()]
+        places = ("", *(f"prunelab/{name}" for name in ("", *rooms)))
         assert any((paths.root() / base / file).exists() for base in places), file
 
 

@@ -5,18 +5,18 @@ import torch
 from torch import nn
 
 from prunelab import models
-from prunelab.cost import layer_macs
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners import build, prune
 from prunelab.pruners.during import Progress
 from prunelab.pruners.scheduled import Scheduled
+from prunelab.pruners.schedules import Ramp
 from prunelab.pruners.zero_keep import zero_skipped_macs
-from prunelab.results import Store
-from prunelab.schedules import Ramp
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.shrink import joined_layers
+from prunelab.structure.cost import layer_macs
+from prunelab.training.experiment import run_all
 
 
 def test_one_cycle_is_what_its_author_logged():

@@ -11,9 +11,8 @@ import prunelab
 from prunelab import papers
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import Masks
-from prunelab.protocols import without_retraining as protocol
+from prunelab.papers.related import without_retraining as protocol
 from prunelab.pruners.retraining_free import (
     RULES,
     above,
@@ -26,9 +25,10 @@ from prunelab.pruners.retraining_free import (
     sweep,
     thresholds,
 )
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.trained import trained
+from prunelab.training.experiment import run_all
+from prunelab.training.load import trained
 
 FIRST = torch.tensor([[-1.0, 0.2], [0.05, 1.0]])  # span 2
 MIDDLE = torch.tensor([[0.3, -0.1], [0.02, -0.2]])  # span 0.5

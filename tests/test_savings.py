@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from prunelab import data, models, savings
-from prunelab.experiment import run_all
-from prunelab.export import ExportError, OnnxModel, quantise, to_onnx
+from prunelab import data, models
 from prunelab.graph import GraphError, trace
+from prunelab.papers.related import savings
 from prunelab.pruners import prune
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.trained import trained
+from prunelab.structure.export import ExportError, OnnxModel, quantise, to_onnx
+from prunelab.training.experiment import run_all
+from prunelab.training.load import trained
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from prunelab.schedules import Trigger, dyprune_path, dyprune_rate, relative_gradient
+from prunelab.pruners.schedules import Trigger, dyprune_path, dyprune_rate, relative_gradient
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prunelab import papers, plots, quantities, stats, tables
+from prunelab import papers, plots, stats
 from prunelab.errors import PrunelabError
+from prunelab.plots import tables
+from prunelab.runs import columns as quantities
 
 
 def rounds():

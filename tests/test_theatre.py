@@ -16,14 +16,14 @@ import pytest
 import torch
 
 import prunelab
-from prunelab import network_svg
 from prunelab.errors import PrunelabError
-from prunelab.experiment import check, train_population
-from prunelab.results import Store
+from prunelab.lab.theatre import TrainingTheatre, view
+from prunelab.lab.theatre.stage import EVERY, GRACE, Stage, stored
+from prunelab.plots import network_svg
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.theatre import TrainingTheatre, view
-from prunelab.theatre.stage import EVERY, GRACE, Stage, stored
-from prunelab.watching import pruned_after
+from prunelab.training.experiment import check, train_population
+from prunelab.training.observe import pruned_after
 
 DIGITS = Data("digits", train_size=200, test_size=200)
 NET = Model("mlp", (24, 16))
@@ -220,7 +220,7 @@ def test_messages_are_few_however_fast_the_epochs(tmp_path):
 def children():
     import psutil
 
-    return [process for process in psutil.Process().children() if "prunelab.theatre.stage" in process.cmdline()]
+    return [process for process in psutil.Process().children() if "prunelab.lab.theatre.stage" in process.cmdline()]
 
 
 def text(widget):
@@ -297,7 +297,7 @@ def test_the_process_ends_and_saves_when_it_is_interrupted_or_its_kernel_is_gone
     }
     runs = [run(epochs=10_000 + i) for i in range(3)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-m", "prunelab.theatre.stage"], **pipes) for _ in runs]
+    processes = [subprocess.Popen([sys.executable, "-m", "prunelab.lab.theatre.stage"], **pipes) for _ in runs]
     for one, process in zip(runs, processes, strict=True):
         asked = {"run": one.asdict(), "root": str(tmp_path), "device": "cpu", "threads": 1, "pace": 0.02}
         process.stdin.write(json.dumps(asked) + "\n")

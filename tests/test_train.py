@@ -18,8 +18,8 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
 from prunelab.settings import Data, Model, Train
-from prunelab.stack import Stack, stackable
-from prunelab.train import Member, Population, device, f1_macro, generator
+from prunelab.training.stack import Stack, stackable
+from prunelab.training.train import Member, Population, device, f1_macro, generator
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +390,7 @@ def test_freed_memory_stays_with_the_process():
     code = """
 import sys
 import psutil, torch
-from prunelab.memory import keep_freed_memory
+from prunelab.training.memory import keep_freed_memory
 torch.ones(1)
 assert sys.argv[1] == "plain" or keep_freed_memory()
 before = psutil.Process().memory_info().rss

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from prunelab import paths, versus, widgets
+from prunelab import paths
 from prunelab.errors import PrunelabError
+from prunelab.lab import versus, widgets
+from prunelab.lab.versus import Results
 from prunelab.stats import mean_interval
-from prunelab.versus import Results
 
 ROOT = paths.root()
 NOTEBOOK = ROOT / "notebooks" / "explore" / "compare_methods.ipynb"

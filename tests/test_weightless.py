@@ -7,17 +7,18 @@ import pandas as pd
 import pytest
 import torch
 
-from prunelab import data, weightless
+from prunelab import data
 from prunelab.errors import PrunelabError
-from prunelab.protocols.weightless import data_of, findings, largest_share
-from prunelab.protocols.weightless import weightless as protocol
+from prunelab.models import weightless
+from prunelab.models.weightless import MODELS, Code, Sizes
+from prunelab.papers.related.lut_networks import data_of, findings, largest_share
+from prunelab.papers.related.lut_networks import weightless as protocol
 from prunelab.pruners import lut
 from prunelab.pruners.lut import Lut
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.train import generator
-from prunelab.weightless import MODELS, Code, Sizes
-from prunelab.weightless_runs import arrays, restore, run_all, train
+from prunelab.training.train import generator
+from prunelab.training.weightless_runs import arrays, restore, run_all, train
 
 PUBLISHED = {  # KiB of Table 3, as printed
     "mnist_small": "70.0", "mnist_medium": "210", "mnist_large": "960", "ecoli": "0.875", "iris": "0.281",
@@ -39,7 +40,7 @@ def test_the_eleven_models_have_the_published_sizes(name, printed):
 
 def test_every_bit_of_the_published_models_fills_a_place():
     for name in PUBLISHED:
-        sizes, features, _ = MODELS[f"bthowen_{name}"]
+        sizes, features, *_ = MODELS[f"bthowen_{name}"]
         assert features * sizes.bits % sizes.inputs == 0
     assert Sizes(2, 3, 8, 1).filters(features=5) == 4  # 10 bits in groups of 3: two zeros are added
 
@@ -451,7 +452,7 @@ def test_a_mistake_gets_one_line(mistake, words):
 
 
 def test_a_run_of_weights_has_no_tables(tmp_path):
-    from prunelab import experiment
+    from prunelab.training import experiment
 
     run = Run(Data("iris"), Model("mlp", (4,)), Train(epochs=1))
     store = Store(tmp_path)

@@ -10,13 +10,13 @@ from torch import nn
 from prunelab import models
 from prunelab.chains import cut
 from prunelab.errors import PrunelabError
-from prunelab.experiment import run_all
 from prunelab.masks import Masks
-from prunelab.protocols import while_training
+from prunelab.papers.related import while_training
 from prunelab.pruners.during import Moment, Progress
 from prunelab.pruners.while_training import WhileTraining, planned_saving, target_pruned, training_cost
-from prunelab.results import Store
+from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.training.experiment import run_all
 
 
 def convnet(*, norm: bool = False, seed: int = 0) -> nn.Sequential:

@@ -6,8 +6,8 @@ import re
 import pandas as pd
 import pytest
 
-from prunelab import widgets
 from prunelab.errors import PrunelabError
+from prunelab.lab import widgets
 
 
 def rows():

@@ -5,15 +5,9 @@ modules make of them. Several seeds give means with 95 % t intervals. Series dif
 in colour. By name every function also takes what ``pictures.Shown`` lists: title, provenance, look, size.
 """
 
-from prunelab.gallery import provenance, save, saved
-from prunelab.plots.drawing import network
-from prunelab.plots.epochs import rate_curve, training, weights_left
-from prunelab.plots.layers import filters, firing, layers_over_rounds, schedule_curves, sensitivity
-from prunelab.plots.paired import ours_and_reported
-from prunelab.plots.pictures import Picture
-from prunelab.plots.reported import beside_methods, beside_reported
-from prunelab.plots.rounds import accuracy_against_compression, curve, requested_against_achieved, strategies
-from prunelab.plots.tradeoff import forms, tradeoffs
+from __future__ import annotations
+
+from prunelab import lazy
 
 __all__ = [
     "Picture",
@@ -39,3 +33,23 @@ __all__ = [
     "training",
     "weights_left",
 ]
+
+__getattr__, __dir__ = lazy.names(
+    __name__,
+    {
+        "network": "prunelab.plots.drawing",
+        **dict.fromkeys(("rate_curve", "training", "weights_left"), "prunelab.plots.epochs"),
+        **dict.fromkeys(("provenance", "save", "saved"), "prunelab.plots.gallery"),
+        **dict.fromkeys(
+            ("filters", "firing", "layers_over_rounds", "schedule_curves", "sensitivity"), "prunelab.plots.layers"
+        ),
+        "ours_and_reported": "prunelab.plots.paired",
+        "Picture": "prunelab.plots.pictures",
+        **dict.fromkeys(("beside_methods", "beside_reported"), "prunelab.plots.reported"),
+        **dict.fromkeys(
+            ("accuracy_against_compression", "curve", "requested_against_achieved", "strategies"),
+            "prunelab.plots.rounds",
+        ),
+        **dict.fromkeys(("forms", "tradeoffs"), "prunelab.plots.tradeoff"),
+    },
+)

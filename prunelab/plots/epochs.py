@@ -9,10 +9,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from prunelab import schedules
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
-from prunelab.quantities import MISSING, need, quantity, short
+from prunelab.pruners import schedules
+from prunelab.runs.columns import MISSING, need, quantity, short
 
 if TYPE_CHECKING:
     import pandas as pd

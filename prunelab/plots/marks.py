@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from prunelab.quantities import quantity, short
+from prunelab.runs.columns import quantity, short
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, quantity
+from prunelab.runs.columns import need, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

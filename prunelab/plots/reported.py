@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from prunelab.papers.reported import READING
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, quantity
-from prunelab.reported_curves import READING
+from prunelab.runs.columns import need, quantity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from prunelab.errors import PrunelabError
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, quantity
+from prunelab.runs.columns import need, quantity
 
 if TYPE_CHECKING:
     import pandas as pd

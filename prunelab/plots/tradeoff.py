@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
-from prunelab.quantities import need, quantity, short
+from prunelab.runs.columns import need, quantity, short
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,14 +14,7 @@ from prunelab.graph import evaluating
 from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.activations import logits
 from prunelab.pruners.scores import reduce_to_units, wide
-from prunelab.pruners.select import (
-    Granularity,
-    Scope,
-    lowest_go,
-    norms_behind,
-    remove_lowest,
-    scored_names,
-)
+from prunelab.pruners.select import Granularity, Scope, lowest_go, norms_behind, remove_lowest, scored_names
 from prunelab.settings import settings
 
 Score = Literal["movement", "magnitude_increase", "moved_magnitude", "snip", "taylor", "wanda", "batchnorm"]
@@ -93,7 +86,7 @@ class Criterion:
             return {name: _ranks(score, current[name]) for name, score in single.items()}
         if self.granularity == "weight":
             return {name: score.square() if self.score == "taylor" else score for name, score in single.items()}
-        units = reduce_to_units(single, names)
+        units = reduce_to_units(model, single, names)
         if self.score == "taylor":
             units = {layer: total.square() for layer, total in units.items()}
         live = {layer_of(name): current[name].flatten(1).any(1) for name in names}

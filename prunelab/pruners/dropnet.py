@@ -81,7 +81,7 @@ class DropNet:
         self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
     ) -> Masks:
         """What is left when the lowest scores are gone; the units' biases, and BatchNorm behind them, go with them."""
-        there = units_of(current, [f"{layer}.weight" if layer else "weight" for layer in scores])
+        there = units_of(model, current, [f"{layer}.weight" if layer else "weight" for layer in scores])
         faithful, random = self.variant == "faithful", self.metric == "random"
         if faithful and random and self.one:  # nothing is shuffled: all are candidates alike
             scores = {layer: torch.zeros_like(score) for layer, score in scores.items()}

@@ -17,9 +17,9 @@ from prunelab.chains import ShrinkError, chain, compact, remove_units, whole_ind
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.schedules import Trigger, dyprune_rate, relative_gradient
 from prunelab.pruners.scores import magnitude, random
 from prunelab.pruners.select import amount_to_count, keep_highest
-from prunelab.schedules import Trigger, dyprune_rate, relative_gradient
 from prunelab.settings import settings
 
 _STALE = "stale"  # stands for the layers that the published code forgets to take off its list

@@ -39,7 +39,7 @@ class Glance:
         groups = _shared(model, batches)
         followers = {layer for group in groups for layer in group[1:]}
         names = [name for name in scored_names(model, current, "unit") if layer_of(name) not in followers]
-        there = units_of(current, names)
+        there = units_of(model, current, names)
         scores = {layer_of(n): wide(model.get_parameter(n).detach()).abs().flatten(1).mean(1) for n in names}
         left = {layer: int(keep.sum()) for layer, keep in there.items()}
         count = round(amount * sum(left.values()))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from prunelab.chains import whole_index
 from prunelab.errors import PrunelabError
-from prunelab.prefix import parts
 from prunelab.pruners.during import Change, Moment, Progress
 from prunelab.settings import settings
+from prunelab.structure.frozen import parts
 
 
 @settings

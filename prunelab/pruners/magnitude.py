@@ -41,8 +41,8 @@ class Magnitude:
         names = scored_names(model, current, self.granularity)
         if self.granularity == "weight":
             return score.magnitude(model, names)
-        powers = score.reduce_to_units(score.magnitude(model, names, self.norm), names)
-        there = units_of(current, names)
+        powers = score.reduce_to_units(model, score.magnitude(model, names, self.norm), names)
+        there = units_of(model, current, names)
         norms = {layer: power.sqrt() if self.norm == 2 else power for layer, power in powers.items()}
         means = {layer: norm[there[layer]].mean() for layer, norm in norms.items()}
         return {layer: norm / means[layer].clamp(min=torch.finfo(norm.dtype).tiny) for layer, norm in norms.items()}

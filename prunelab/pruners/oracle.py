@@ -55,14 +55,14 @@ class Oracle:
         self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Layer -> float32 [units]: the mean cross entropy over the batches without the unit; what is gone has inf."""
-        losses = losses_without(model, units_of(current, scored_names(model, current, "unit")), batches)
+        losses = losses_without(model, units_of(model, current, scored_names(model, current, "unit")), batches)
         return {layer: loss.float() for layer, loss in losses.items()}
 
     def select(
         self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
     ) -> Masks:
         """What is left without the unit of the lowest loss; its bias, and BatchNorm behind it, go with it."""
-        there = units_of(current, [f"{layer}.weight" if layer else "weight" for layer in scores])
+        there = units_of(model, current, [f"{layer}.weight" if layer else "weight" for layer in scores])
         how = {"scope": self.scope, "faithful": self.variant == "faithful", "one": self.one}
         after = drop_units(scores, there, 0.0 if self.one else amount, generator, **how)
         return without_units(model, current, there, after, self.allow_empty)

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunelab import cost, models, settings
+from prunelab import models, settings
 from prunelab.chains import ShrinkError, chain, whole_index
 from prunelab.masks import Masks
 from prunelab.pruners.during import Change, Moment, Penalty, Progress
 from prunelab.pruners.scores import magnitude, reduce_to_units
 from prunelab.pruners.select import amount_to_count, keep_highest_units, scored_names, unit_masks, units_of
-from prunelab.quantities import need
+from prunelab.runs.columns import need
 from prunelab.settings import Fraction
+from prunelab.structure import cost
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,8 +115,8 @@ class PlayAndPrune:
             return self._recover(now, state, last)
         state |= {"failed": torch.tensor(0), **_copied(now)}
         names = scored_names(now.model, now.masks, self.granularity)
-        norms = reduce_to_units(magnitude(now.model, names), names)
-        there = units_of(now.masks, names)
+        norms = reduce_to_units(now.model, magnitude(now.model, names), names)
+        there = units_of(now.model, now.masks, names)
         kept = self._left(norms, there, state, max(room, 0.0))
         if last:
             return self._over(now, state, "the last epoch only fine-tunes")

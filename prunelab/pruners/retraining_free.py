@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.activations import logits
-from prunelab.quantities import need
+from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from prunelab.chains import whole_index
 from prunelab.errors import PrunelabError
 from prunelab.masks import prunable
 from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.schedules import Kind, Ramp
 from prunelab.pruners.scores import magnitude
 from prunelab.pruners.select import Scope, keep_highest
-from prunelab.schedules import Kind, Ramp
 from prunelab.settings import settings
 
 

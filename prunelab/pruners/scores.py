@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunelab.masks import layer_of
+from prunelab.masks import layer_of, unit_axis
+from prunelab.pruners.select import by_unit
 
 
 @torch.no_grad()
@@ -47,10 +48,13 @@ def random(
         units: One number per unit, by layer name, instead of one per weight, by parameter name.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {layer_of(n) if units else n: parameters[n].shape[: 1 if units else None] for n in names}
+    shapes = {name: parameters[name].shape for name in names}
+    if units:
+        axes = {name: unit_axis(model.get_submodule(layer_of(name))) or 0 for name in names}
+        shapes = {layer_of(name): shapes[name][axis : axis + 1] for name, axis in axes.items()}
     return {name: torch.rand(shape, generator=generator, device=generator.device) for name, shape in shapes.items()}
 
 
-def reduce_to_units(scores: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def reduce_to_units(model: nn.Module, scores: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Sum the scores of each neuron's or filter's incoming weights: layer name -> score per unit, 1-D."""
-    return {layer_of(name): wide(scores[name]).flatten(1).sum(1) for name in names}
+    return {layer_of(name): wide(by_unit(model, name, scores[name])).sum(1) for name in names}

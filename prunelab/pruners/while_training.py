@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units, whole_index
-from prunelab.cost import layer_macs
 from prunelab.graph import GraphError
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.during import Change, Moment, Progress
 from prunelab.pruners.scores import magnitude, random, reduce_to_units
 from prunelab.pruners.select import keep_highest_units, scored_names, unit_masks, units_of
-from prunelab.quantities import need
+from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
 from prunelab.shrink import remove_dead
+from prunelab.structure.cost import layer_macs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ class WhileTraining:
     def act(self, now: Moment) -> Change:
         """Remove what is due."""
         names = scored_names(now.model, now.masks, self.granularity)
-        there = units_of(now.masks, names)
+        there = units_of(now.model, now.masks, names)
         began = {layer: int(now.state.get(layer, torch.tensor(len(keep)))) for layer, keep in there.items()}
         epochs = now.progress.epochs
         when = len(now.progress.losses) - 1, self.start * epochs, self.stop * epochs
@@ -107,7 +107,7 @@ class WhileTraining:
             for name, columns in _inputs_left(now).items():
                 if name in sizes:
                     sizes[name] = torch.zeros_like(sizes[name]).index_copy_(1, columns, sizes[name][:, columns])
-            return reduce_to_units(sizes, names)
+            return reduce_to_units(now.model, sizes, names)
         sums, samples = unit_sums(now.model, [layer_of(name) for name in names], now.batches(), _mean_over_positions)
         return {layer: (total / samples).float() for layer, total in sums.items()}
 

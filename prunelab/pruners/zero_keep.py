@@ -47,7 +47,7 @@ class ZeroKeep:
         """Needs no data: ``batches`` is not read."""
         zeroed = self.zeroed(model, current)
         names = scored_names(model, zeroed, "unit")
-        there = units_of(zeroed, names)
+        there = units_of(model, zeroed, names)
         share = {layer_of(n): 1 - zeroed[n].flatten(1).float().mean(1) for n in names}
         scores = {layer: value.masked_fill(~there[layer], torch.inf) for layer, value in share.items()}
         if not self.allow_empty:

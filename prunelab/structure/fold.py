@@ -103,7 +103,10 @@ class Constants:
         if not refs or not self.computed.issuperset(refs) or op.name in _RANDOM or op.func._schema.is_mutable:
             return None
         args, kwargs = tree_map_only(Ref, self.values.__getitem__, (op.args, op.kwargs))
-        made = op.func(*args, **kwargs)
+        try:
+            made = op.func(*args, **kwargs)
+        except RuntimeError:
+            return None
         made = list(made) if isinstance(made, tuple | list) else [made]
         self.computed.update(n for n, tensor in zip(op.outs, made, strict=True) if tensor.is_floating_point())
         return made
@@ -138,7 +141,10 @@ class Constants:
         nothing = torch.stack([part.isnan() for part in whole.values()]).any(0)
         args, kwargs = tree_map_only(Ref, lambda ref: whole[ref].nan_to_num().clone(), (op.args, op.kwargs))
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout")}
-        made = op.func(*args, **kwargs)
+        try:
+            made = op.func(*args, **kwargs)
+        except RuntimeError:  # it wants the whole tensor, not one number for each channel
+            return None
         made = made[0] if isinstance(made, tuple | list) else made
         if not made.is_floating_point():
             return None

@@ -39,7 +39,7 @@ from prunelab.errors import PrunelabError, first_line
 FIXED = 0  # the number of everything that cannot go
 STATISTICS = "statistics over channels"
 _MOVES = {
-    "_unsafe_view", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
     "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90", "unsafe_split",
     "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
@@ -123,6 +123,8 @@ class Seen:
         constants: tensor number -> a tensor that depends on nothing.
         sizes: module -> size -> numbers [size, ...] of the axes that had it there.
         outputs: tensor numbers of what the model gave.
+        products: blocks [rows, columns] of which whole rows and whole columns can go, since they are turned around.
+        scaled: groups [rows, columns] over which two activations are multiplied and summed: queries and keys.
     """
 
     root: Tensor
@@ -140,7 +142,7 @@ class Seen:
     constants: dict[int, Tensor]
     sizes: dict[str, dict[int, list[Tensor]]]
     outputs: list[int]
-    scaled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    scaled: list[Tensor]
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -189,6 +191,8 @@ class _Watch(TorchDispatchMode):
         self.pins: list[tuple[Tensor, str, bool]] = []
         self.blocks: dict[Any, Block] = {}
         self.products: list[Tensor] = []
+        self.scaled: list[Tensor] = []
+        self.weights: set[int] = set()  # tensors made of parameters alone
         self.tape: list[Op] = []
         self.layers: dict[int, list[Tensor]] = {}
         self.shapes: dict[int, torch.Size] = {}
@@ -234,6 +238,7 @@ class _Watch(TorchDispatchMode):
         if name is None:
             number = self.new(tensor, [])
             self.constants[number] = tensor
+            self.weights.add(number)
             tensor._prunelab = (self.token, number)
         elif name in self.known:
             number = self.known[name]
@@ -244,6 +249,7 @@ class _Watch(TorchDispatchMode):
                 layers = [_on(numbers, d, tensor.shape) for d, numbers in self.slots[name].items()]
             number = self.known[name] = self.new(tensor, layers)
             self.names[number] = name
+            self.weights.add(number)
         return Ref(number)
 
     def put(self, tensor: Tensor, layers: list[Tensor]) -> int:
@@ -288,9 +294,10 @@ class _Watch(TorchDispatchMode):
         sizes = [n for n in small.shape if n > 1]
         for i in range(1, len(sizes)):
             cells = small.reshape(math.prod(sizes[:i]), -1)
-            self.block(None, cells)
             if i == 1 and len(sizes) == 2 and cells[0, 1] - cells[0, 0] > cells[1, 0] - cells[0, 0] > 0:
-                self.products.append(cells)  # the other way round than it was numbered: rows and columns mix
+                self.products.append(cells.t().contiguous())  # the other way round than it was numbered
+            else:
+                self.block(None, cells)
 
     def uniform(self, layer: Tensor, dims: Iterable[int]) -> Tensor:
         """Make numbers that differ along some axes the same."""
@@ -408,6 +415,8 @@ class _Watch(TorchDispatchMode):
             root = self.family.get(refs[0], refs[0])
             stale = tuple(i for i in (root, *self.members.get(root, ())) if i != refs[0])
         numbers = tuple(self.put(tensor, own) for tensor, own in zip(outs, layers, strict=True))
+        if all(ref in self.weights for ref in tree_leaves((refs, options)) if isinstance(ref, Ref)):
+            self.weights.update(numbers)
         if func.is_view:
             root = self.family.get(refs[0], refs[0])
             for number in numbers:
@@ -609,6 +618,8 @@ class _Watch(TorchDispatchMode):
             self.made += [compact(layer).flatten() for layer in layers if varying(layer) & {1, 3}]
         met = self.meet([first, second], shape)
         over = [layer for layer in met if 2 in varying(layer)]
+        if one[0] and a not in self.weights and b not in self.weights:
+            self.scaled += [compact(layer).movedim(2, -1).reshape(-1, shape[2]) for layer in over]
         left = [layer for layer in (self.ends(layer, {2}) for layer in met) if layer is not None]
         result = [_shaped(layer.select(2, 0), outs[0].shape) for layer in left]
         if added:
@@ -873,8 +884,10 @@ def moves(func: Any, name: str, args: Any, kwargs: Any, tensor: Tensor, shape: S
         return [tensor]
     if name.endswith("_"):
         func = getattr(getattr(torch.ops.aten, name[:-1]), func._overloadname)
-    if name == "as_strided":
-        tensor = tensor.contiguous()
+    if name == "as_strided":  # a matter of memory alone where the shape stays
+        if tuple(args[1]) != tuple(tensor.shape):
+            raise NotImplementedError("as_strided to another shape")
+        return [tensor]
     out = func(tensor, *args[1:], **kwargs)
     return [out] if isinstance(out, Tensor) else out
 
@@ -1015,6 +1028,19 @@ def undisturbed() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+@contextlib.contextmanager
+def _decomposed() -> Iterator[None]:
+    """Recurrent layers as the operations that they consist of."""
+    mkldnn, cudnn = torch._C._get_mkldnn_enabled(), torch.backends.cudnn.enabled  # mkldnn.flags() warns about TF32
+    torch._C._set_mkldnn_enabled(False)
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(mkldnn)
+        torch.backends.cudnn.enabled = cudnn
+
+
 def run(model: nn.Module, example: Any) -> list[Tensor]:
     """The tensors that a model gives in evaluation mode; nothing of it, nor of the example, is changed.
 
@@ -1100,10 +1126,7 @@ def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
             tensor._prunelab = (seen.token, seen.new(tensor, []))
-    flags = {"enabled": False, "allow_tf32": None}  # None: as it is; setting it warns
-    recurrent = torch.backends.mkldnn.flags(**flags) if not mkldnn else contextlib.nullcontext()
-    cudnn = torch.backends.cudnn.flags(enabled=False) if not mkldnn else contextlib.nullcontext()
-    with undisturbed(), recurrent, cudnn, sdpa_kernel(SDPBackend.MATH), seen:
+    with undisturbed(), contextlib.nullcontext() if mkldnn else _decomposed(), sdpa_kernel(SDPBackend.MATH), seen:
         try:
             out = double(*args, **kwargs)
         except StructureError:
@@ -1156,6 +1179,6 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape,
-        seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.outputs,
+        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.outputs,
+        [root[cells] for cells in seen.scaled],
     )  # fmt: skip

@@ -1,0 +1,127 @@
+"""What README and the index notebook list: computed from artefacts, committed figures and benchmarks, never typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunelab import papers, paths
+from prunelab.errors import PrunelabError
+from prunelab.plots import gallery, tables
+from prunelab.runs.columns import MISSING
+
+BEGIN, END = "<!-- artefacts: written by `prunelab readme` -->", "<!-- end of artefacts -->"
+FAST, FASTER = "<!-- benchmarks: written by `prunelab readme` -->", "<!-- end of benchmarks -->"
+INDEX, START = "index.ipynb", "start_here.ipynb"
+
+
+def written(text: str) -> str:
+    """The README with the table of artefacts as ``papers.toml`` and the committed figures give it, and the benchmarks'.
+
+    Raises:
+        PrunelabError: the marks between which a table stands are not there.
+    """
+    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, _reproduced())
+
+
+def _reproduced() -> str:
+    """How far each paper is reproduced, and behind a fold each of its tables and figures."""
+    parts = [tables.by_paper().markdown()]
+    for paper in papers.papers():
+        own = papers.artefacts(paper.key)
+        heading = f"<details><summary>{paper.title}; {paper.venue}: {len(own)} tables and figures</summary>"
+        parts.append(f"{heading}\n\n{tables.index(own, links=True).markdown()}\n</details>\n")
+    return "\n".join(parts)
+
+
+def _between(text: str, begin: str, end: str, table: str) -> str:
+    if begin not in text or end not in text:
+        raise PrunelabError(f"README.md: the lines {begin!r} and {end!r} are missing; put them around the table")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}"
+
+
+def _speed() -> str:
+    """The first claim of every benchmark, as it was measured last."""
+    rows = []
+    for path in sorted((paths.root() / "benchmarks" / "results").glob("*.json")):
+        for claim in json.loads(path.read_text(encoding="utf-8")).get("claims", [])[:1]:
+            unit = {"x": " times", "%": " %", "ms": " ms"}[claim["unit"]]
+            met = {True: "✓", False: "✗", None: "?"}[claim["met"]]
+            text = f"{claim['text'][0].upper()}{claim['text'][1:]}"
+            rows.append(f"| {text} | {claim['value']:.3g}{unit} | {claim['goal']}{unit} | {met} |\n")
+    return "".join(["| | measured | goal | |\n| --- | ---: | ---: | --- |\n", *rows]) if rows else ""
+
+
+def index() -> dict[str, Any]:
+    """The notebook that lists all notebooks: what it shows, the claim, and what came out."""
+    cells = [
+        "# prunelab\n\nNotebooks to explore in come first; then one notebook for each table and figure of the papers, "
+        "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ? undecided, "
+        f"{MISSING} not measured, in brackets the preset of the numbers."
+    ]
+    known = {artefact.notebook for artefact in papers.artefacts()}
+    others = sorted((path for path in _notebooks() if path not in known), key=lambda path: path != START)
+    cells.append("## Explore\n\n" + "\n".join(f"- [{_title(path)}]({path})" for path in others))
+    for paper in papers.papers():
+        rows = [_row(artefact) for artefact in papers.artefacts(paper.key)]
+        heading = f"## {paper.title}\n\n{paper.authors}. {paper.venue}."
+        table = "\n".join(["| notebook | claim | outcome |", "| --- | --- | --- |", *rows])
+        cells.append(f"{heading}\n\n{table}")
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": f"cell-{i:02d}", "metadata": {}, "source": text.splitlines(keepends=True)}
+            for i, text in enumerate(cells)
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def _row(artefact: papers.Artefact) -> str:
+    facts = gallery.saved(artefact.figure)
+    found, made = tables.summary(tables.outcomes(facts)), tables.preset(artefact, facts)
+    outcome = f"{found} ({made})" if facts else "not made yet"
+    cells = [f"[{artefact.title}]({artefact.notebook})", artefact.claim, outcome]
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def _notebooks() -> Iterator[str]:
+    for path in sorted(paths.notebooks().rglob("*.ipynb")):
+        name = path.relative_to(paths.notebooks()).as_posix()
+        if ".ipynb_checkpoints" not in name and name != INDEX:
+            yield name
+
+
+def _title(name: str) -> str:
+    """The first heading of a notebook."""
+    cells = json.loads((paths.notebooks() / name).read_text(encoding="utf-8"))["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
+    return next((line.lstrip("# ") for line in lines if line.startswith("#")), name)
+
+
+def update() -> bool:
+    """Write both; whether anything changed."""
+    readme, notebook = paths.root() / "README.md", paths.notebooks() / INDEX
+    new = {readme: written(readme.read_text(encoding="utf-8"))}
+    if notebook.parent.is_dir():
+        new[notebook] = text_of(index())
+    changed = {path: text for path, text in new.items() if _read(path) != text}
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
+    return bool(changed)
+
+
+def text_of(notebook: dict[str, Any]) -> str:
+    """As Jupyter writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,0 +1,379 @@
+"""A trained network under one's hand: its masks, its accuracy and its cost at any pruning rate, with nothing shown.
+
+What can be known before a rate is asked for is computed once: scores, bins of the weights, multiply-accumulates. A rate
+then costs a selection, the masks, and one evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunelab import pruners
+from prunelab.data import Dataset
+from prunelab.errors import PrunelabError
+from prunelab.lab.live.offer import offered
+from prunelab.lab.live.sample import Sample
+from prunelab.masks import Masks, layer_of
+from prunelab.pruners import Ranking
+from prunelab.pruners.select import units_of
+from prunelab.settings import Prune
+from prunelab.shrink import remove_dead
+from prunelab.structure import cost
+from prunelab.training.memory import keep_freed_memory
+
+TRAINING = 1000  # samples that scores look at, where no batches are given
+BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
+PIECE = 1 << 16  # weights that are compared at a time
+INFINITE = np.float32(np.inf).view(np.uint32)  # more than the bits of any number
+LARGE = 2 * 10**10  # multiply-accumulates of a sample for which a smaller network pays
+WORTHWHILE = 0.8  # ... where no more of them than this are left
+EVERYTHING = ""  # stands for all layers together
+
+
+@dataclass(frozen=True)
+class Position:
+    """What the controls say: all that decides the masks of a network.
+
+    Attributes:
+        method: name of the score.
+        granularity: what goes.
+        scope: who competes.
+        seed: of random scores, and of lots among equal ones.
+        own: layers that do not compete, each with a pruning rate of its own.
+        rate: fraction of all that may go that is gone.
+    """
+
+    method: str
+    granularity: str
+    scope: str
+    seed: int
+    own: tuple[tuple[str, float], ...]
+    rate: float
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """All but the rate: positions of one setting lie on one curve."""
+        return dataclasses.astuple(self)[:-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The network that is pruned: as it was given, or as a fine-tuning left it.
+
+    Attributes:
+        number: 0 for the one that was given, another one for each that was fine-tuned.
+        epochs: of fine-tuning that led to it.
+        weights: parameter and buffer name -> tensor, as the network was trained.
+        masks: what was kept through it; less than that goes only.
+        scores: what was computed of them, of the last method asked for.
+        bins: likewise, of the last histogram.
+    """
+
+    number: int
+    epochs: int
+    weights: Mapping[str, Tensor]
+    masks: Masks
+    scores: dict[tuple[str, str, int], tuple[dict[str, Tensor], Tensor]] = field(default_factory=dict)
+    bins: dict[str, tuple[float, np.ndarray, list[np.ndarray]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many weights there are of each size, and how many of them are kept.
+
+    Attributes:
+        edge: the bins divide [-edge, edge] evenly.
+        there: weights that were there before this pruning, int per bin.
+        kept: those that are left.
+        threshold: the size below which all go and above which all stay; None where no size parts them.
+    """
+
+    edge: float
+    there: list[int]
+    kept: list[int]
+    threshold: float | None
+
+
+class Subject:
+    """A model and a sample to measure it on.
+
+    Args:
+        model: Any module whose output are logits [N, classes]. A copy of it is used.
+        data: A data set, of whose test part a sample is drawn; or inputs and labels.
+        evaluate: Size of the sample, at most.
+        batches: Inputs and targets for scores; None: 1,000 of the training part, if there is one.
+
+    Attributes:
+        base: the network that is pruned now.
+        dense: masks that keep everything.
+        sample: what is measured on, in words.
+        samples: how many there are.
+        offered: score -> granularities that it has for this model.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Dataset | tuple[Tensor, Tensor], evaluate: int, batches: Iterable[Any] | None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+        keep_freed_memory()  # every evaluation asks for the same maps again
+        # Convolutions are twice as fast with images in this order of memory; weights in theirs are masked faster.
+        self._model = _copied(model)
+        self.device = next(self._model.parameters()).device
+        self.dense = Masks.ones(self._model)
+        self._batches = batches if batches is not None else _training(data, self.device)
+        self._sample = Sample(data, evaluate, self.device)
+        self.sample, self.samples = self._sample.what, len(self._sample)
+        self._chain = _chain(self._model)
+        self.offered = offered(self._model, self.dense, self._batches is not None)
+        shape = self._sample.shape
+        try:
+            self._macs = cost.macs(self._model, shape), cost.layer_macs(self._model, shape)
+            self._sample.suit(self._macs[0])
+        except PrunelabError:  # a model whose work depends on what is in its input has no one number
+            self._macs = None
+        # Copies: loading other weights writes into the ones that are there.
+        own = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self.base = Base(0, 0, own, self.dense)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, for those who only look."""
+        return self._model
+
+    @property
+    def bytes_each(self) -> int:
+        """Of one weight."""
+        return next(self._model.parameters()).element_size()
+
+    def network(self, masks: Masks | None = None) -> nn.Module:
+        """A copy of the network as it is now, its pruned weights zero where there are masks."""
+        found = _copied(self._model)
+        if masks is not None:
+            masks.apply_(found)
+        return found
+
+    def go_on_from(self, base: Base) -> None:
+        """Prune another network from now on: one that was fine-tuned, or, to undo that, one from before."""
+        if base is not self.base:
+            self._model.load_state_dict(base.weights)
+            self.base = base
+
+    def masks(self, position: Position) -> Masks:
+        """What ``prunelab.prune`` gives, its scores kept from the move before.
+
+        After a fine-tuning nothing comes back: the rate counts from the whole network, and where more than that is gone
+        already, nothing goes. With the scope ``layer``, and for layers with a rate of their own, it holds in each.
+        """
+        pruner = _build(position)
+        generator = torch.Generator().manual_seed(position.seed)
+        key = position.method, position.granularity, position.seed
+        if key not in self.base.scores:
+            found = pruner.scores(self._model, self._batches, self.base.masks, generator)
+            self.base.scores.clear()
+            self.base.scores[key] = found, generator.get_state()
+        scores, state = self.base.scores[key]
+        generator.set_state(state)
+        masks = self.base.masks
+        for names, rate in _groups(scores, position, whole=masks is self.dense):
+            own = {name: scores[name] for name in names}
+            amount = rate if masks is self.dense else self._of_the_rest(own, rate)
+            masks = pruner.select(self._model, own, masks, amount, generator)
+        return masks
+
+    def competing(self, position: Position) -> set[str]:
+        """Layers of which something can go."""
+        scores, _ = self.base.scores[position.method, position.granularity, position.seed]
+        return {layer_of(name) if name in self.dense else name for name in scores}
+
+    def _of_the_rest(self, scores: Mapping[str, Tensor], rate: float) -> float:
+        """The fraction of what is left that has to go, so that ``rate`` of the whole network is gone."""
+        left = 0
+        for name, score in scores.items():
+            if name in self.dense and score.shape == self.dense[name].shape:
+                left += self.base.masks.counts[name]
+            else:
+                weight = f"{name}.weight" if name else "weight"
+                left += int(units_of(self._model, self.base.masks, [weight])[name].sum())
+        total = sum(score.numel() for score in scores.values())
+        return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
+
+    def answers(self, masks: Masks) -> Iterator[tuple[int, int]]:
+        """Right answers and samples seen so far, with the weights masked, part by part; see ``Sample.answers``."""
+        small = self._smaller(masks)
+        return self._sample.answers(self._model, masks) if small is None else self._sample.answers(small, {})
+
+    def _smaller(self, masks: Masks) -> nn.Module | None:
+        """The network without the units that are gone whole, where that saves more time than it takes; None elsewhere.
+
+        Its outputs are those of the masked network, up to rounding.
+        """
+        structured = len(masks) > len(self.dense)  # their biases go with them
+        if self._macs is None or not structured or self._macs[0] * self.samples < LARGE:
+            return None
+        left, total = self.work(masks)
+        if left > WORTHWHILE * total:
+            return None
+        try:
+            return remove_dead(self._model, masks, self._sample.x[:1]).model
+        except PrunelabError:  # a network that cannot be traced, or a layer that has no unit left
+            return None
+
+    def accuracy(self, masks: Masks) -> float:
+        """On the whole sample, from 0 to 1."""
+        *_, (right, seen) = self.answers(masks)
+        return right / seen
+
+    def weights(self, masks: Masks) -> int:
+        """How many are left; structured masks have entries of biases too."""
+        return sum(masks.counts[name] for name in self.dense)
+
+    def sparsity(self, masks: Masks) -> float:
+        """Of the weights."""
+        return 1 - self.weights(masks) / self.dense.total
+
+    def work(self, masks: Masks) -> tuple[int, int] | None:
+        """Multiply-accumulates of one sample whose weight is kept, and all; None where they cannot be counted."""
+        if self._macs is None:
+            return None
+        total, layers = self._macs
+        gone = sum(n // masks[name].numel() * (masks[name].numel() - masks.counts[name]) for name, n in layers.items())
+        return total - gone, total
+
+    def histogram(self, position: Position, masks: Masks, layer: str = EVERYTHING) -> Histogram:
+        """The weights of one layer, or of all, before and after the pruning."""
+        names = [name for name in self.dense if layer in (EVERYTHING, layer_of(name))]
+        if layer not in self.base.bins:
+            self.base.bins.clear()
+            self.base.bins[layer] = self._bins(names)
+        edge, there, bins = self.base.bins[layer]
+        keys = (
+            own + _array(masks[name]).view(np.uint8) * np.uint8(KEPT) for name, own in zip(names, bins, strict=True)
+        )
+        kept = sum(_counts(key)[KEPT : KEPT + BINS] for key in keys)
+        parted = position.granularity == "weight" and self._threshold(names, masks, edge, there, kept)
+        return Histogram(edge, there.tolist(), kept.tolist(), parted or None)
+
+    def chain(self, masks: Masks) -> dict[str, np.ndarray] | None:
+        """Weight -> its values, 0 where pruned, from input to output; None where layers do not follow one by one."""
+        if self._chain is None:
+            return None
+        weights = {name: self._model.get_parameter(name).detach().cpu().numpy() for name in self._chain}
+        return {name: weight * masks[name].cpu().numpy() for name, weight in weights.items()}
+
+    def units(self, masks: Masks) -> dict[str, np.ndarray]:
+        """Weight -> for each of its neurons or filters the share of incoming weights that is kept, float [units]."""
+        shares = {}
+        for name in self.dense:
+            rows = _array(masks[name]).reshape(len(masks[name]), -1)
+            shares[name] = np.add.reduce(rows, axis=1, dtype=np.int32) / rows.shape[1]
+        return shares
+
+    def _bins(self, names: list[str]) -> tuple[float, np.ndarray, list[np.ndarray]]:
+        """The largest size, how many are in each bin, and the bin of each weight; those that are gone are in none."""
+        weights = [_array(self._model.get_parameter(name).detach()) for name in names]
+        edge = max(float(np.abs(weight).max()) for weight in weights) or 1.0
+        bins = []
+        for name, weight in zip(names, weights, strict=True):
+            places = ((weight / edge + 1) * (BINS / 2)).clip(0, BINS - 1).astype(np.uint8)
+            places[~_array(self.base.masks[name])] = BINS
+            bins.append(places)
+        return edge, sum(_counts(own)[:BINS] for own in bins), bins
+
+    def _threshold(
+        self, names: list[str], masks: Masks, edge: float, there: np.ndarray, kept: np.ndarray
+    ) -> float | None:
+        """A size below which all go and above which all stay; None where there is none."""
+        there, kept = (own[BINS // 2 :] + own[BINS // 2 - 1 :: -1] for own in (there, kept))
+        gone, stay = np.flatnonzero(there > kept), np.flatnonzero(kept)
+        if not len(gone) or not len(stay) or gone[-1] > stay[0]:
+            return None
+        if gone[-1] < stay[0]:
+            return edge * stay[0] / (BINS / 2)
+        sizes = [_parted(self._model.get_parameter(name).detach(), masks[name]) for name in names]
+        largest, smallest = max(gone for gone, _ in sizes), min(left for _, left in sizes)
+        return (largest + smallest) / 2 if largest <= smallest else None
+
+
+def _chain(model: nn.Module) -> list[str] | None:
+    """Weights of the layers of a plain chain, in order; what stands between them changes no picture."""
+    if type(model) is not nn.Sequential or any(len(list(module.children())) for module in model):
+        return None
+    layers = {name: module for name, module in model.named_children() if isinstance(module, nn.Linear | nn.Conv2d)}
+    if any(getattr(module, "groups", 1) > 1 for module in layers.values()):
+        return None
+    pairs = itertools.pairwise(module.weight.shape for module in layers.values())
+    return [f"{name}.weight" for name in layers] if all(b[1] % a[0] == 0 for a, b in pairs) else None
+
+
+def _build(position: Position) -> Ranking:
+    pruner, preset = pruners.METHODS[position.method]
+    options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
+    if "granularity" in {each.name for each in dataclasses.fields(pruner)} - set(preset):  # type: ignore[arg-type]
+        options["granularity"] = position.granularity
+    return pruners.build(Prune(method=position.method, options=options))  # type: ignore[return-value]
+
+
+def _groups(scores: Mapping[str, Tensor], position: Position, whole: bool) -> Iterator[tuple[list[str], float]]:
+    """Names that compete with each other, and the share of them that goes."""
+    own = dict(position.own)
+    rest = [name for name in scores if layer_of(name) not in own and name not in own]
+    # In a whole network the fraction is the same in each layer, and the method itself goes layer by layer.
+    yield from [([name], position.rate) for name in rest] if position.scope == "layer" and not whole else []
+    if rest and (position.scope == "global" or whole):
+        yield rest, position.rate
+    for name in scores:
+        if name not in rest:
+            yield [name], own[name] if name in own else own[layer_of(name)]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor as one row. For counts NumPy does as well, and waits for no other thread on a busy machine."""
+    return tensor.cpu().numpy().reshape(-1)
+
+
+def _counts(bins: np.ndarray) -> np.ndarray:
+    """How many there are in each bin. Two neighbours are counted as one number, which takes half the time."""
+    even = bins[: len(bins) // 2 * 2].view(np.uint16)
+    pairs = np.bincount(even, minlength=1 << 16).reshape(256, 256)
+    counts = pairs.sum(0) + pairs.sum(1)
+    if len(bins) % 2:
+        counts[bins[-1]] += 1
+    return counts
+
+
+def _parted(weight: Tensor, mask: Tensor) -> tuple[float, float]:
+    """The largest size of those that go, and the smallest of those that stay; 0 and infinity where none do.
+
+    The bits of a float without its sign, read as a whole number, are in the order of its size. So they need no
+    comparison with a mask, a piece stays in the processor's cache, and it takes a fifth of the time.
+    """
+    bits, keep = _array(weight.float()).view(np.uint32), _array(mask).view(np.uint8)
+    largest, smallest = np.uint32(0), INFINITE
+    for start in range(0, len(bits), PIECE):
+        size = bits[start : start + PIECE] & np.uint32(0x7FFFFFFF)
+        gone = keep[start : start + PIECE].astype(np.uint32) - np.uint32(1)  # all bits where it goes, none elsewhere
+        largest = max(largest, (size & gone).max())
+        smallest = min(smallest, (size | gone).min())
+    return tuple(np.array([largest, smallest], np.uint32).view(np.float32).tolist())
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval()
+
+
+def _training(data: Dataset | tuple[Tensor, Tensor], device: torch.device) -> list[tuple[Tensor, Tensor]] | None:
+    """Some of the training part, for scores that look at data; None where there is none."""
+    if not isinstance(data, Dataset):
+        return None
+    x, y = data.train.x[:TRAINING], data.train.y[:TRAINING]
+    return [(data.scale(x).to(device), y.to(device))]

@@ -1,0 +1,234 @@
+"""Pictures, their tidy numbers and their provenance: written together under ``out/``, read back from ``figures/``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from prunelab import paths
+from prunelab.errors import PrunelabError, nearest
+from prunelab.papers.library import PRESETS, Chosen
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
+
+
+def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[str, Any]:
+    """Where the numbers of a table or picture come from, read from the rounds that they were computed from.
+
+    Args:
+        rounds: one row per (run, round), as the store gives it; columns that it lacks are left out.
+        preset: ``"smoke"``, ``"quick"`` or ``"paper"``, or what ``papers.chosen`` gave, with what was overridden.
+        more: further entries, for instance ``protocol``, ``network``, ``claims`` (of ``papers.verdicts``); they win;
+            empty ones are left out.
+
+    Returns:
+        Plain values, those that are known: preset, overridden, n (seeds, in words), interval, data, hardware, runs,
+        minutes (training and pruning of all runs), git_commit, torch_version.
+    """
+    preset, overridden = (preset.preset, preset.overridden) if isinstance(preset, Chosen) else (preset, {})
+    if preset not in PRESETS:
+        raise PrunelabError(f"preset = {preset!r}: {nearest(preset, PRESETS)}")
+
+    def seen(column: str) -> list[Any]:
+        return sorted(rounds[column].dropna().unique().tolist()) if column in rounds else []
+
+    devices = [str(device) for device in seen("device")]
+    threads = (
+        [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
+    )
+    reduced = [str(name) for name in seen("train.precision") if name != "float32"]
+    spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
+    if "seconds_spent" in rounds:  # less, where runs that begin alike were trained once for all of them
+        spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()
+    facts = {
+        "preset": preset,
+        "overridden": overridden,
+        "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
+        "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
+        "data": _data(rounds),
+        "hardware": ", ".join(devices + threads + reduced) or None,
+        "runs": len(seen("id")) or None,
+        "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
+        "git_commit": seen("git_commit"),
+        "torch_version": seen("torch_version"),
+    }
+    known = {key: value for key, value in facts.items() if value not in (None, [], {})}
+    return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
+
+
+def _data(rounds: pd.DataFrame) -> list[str]:
+    """Each data set, as ``MNIST, 2,000 training and 2,000 test samples`` where not all of them were used."""
+    column = next((name for name in ("source", "data") if name in rounds and rounds[name].notna().any()), None)
+    found = []
+    for name, own in rounds.groupby(column) if column else ():
+        parts = []
+        for part, setting in (("training", "data.train_size"), ("test", "data.test_size")):
+            if setting in own and (sizes := own[setting]).notna().any():
+                counts = [f"{int(size):,}" for size in sorted(sizes.dropna().unique())]
+                parts.append(f"{' or '.join([*counts, *(['all'] if sizes.isna().any() else [])])} {part}")
+        found.append(f"{name}, {' and '.join(parts)} samples" if parts else str(name))
+    return found
+
+
+class Saved(NamedTuple):
+    """Where ``save`` put its files, in ``name`` relative to the folder of results."""
+
+    name: str
+    png: Path | None
+    csv: Path
+    json: Path
+    note: str
+
+    def __str__(self) -> str:
+        return self.note
+
+
+def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
+    """Write ``<out>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
+
+    All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under
+    ``smoke/``, numbers with other parameters than their preset's under ``custom/``; ``quick`` never replaces an
+    artefact of preset ``paper``, it goes to ``quick/`` then.
+
+    Args:
+        picture: what is shown; None for an artefact that is only a table.
+        artefact: ``"dyprune/training"``.
+        data: the tidy numbers of the picture; floats are written with six significant digits.
+        provenance: at least ``preset``; ``overridden`` where parameters are not the preset's; ``alt`` where the picture
+            has no alternative text of its own.
+
+    Returns:
+        The paths, and in ``note`` one sentence that says where and why.
+
+    Raises:
+        PrunelabError: a name that is no ``paper/artefact``, no preset, no alternative text, no rows, or a folder that
+            cannot be written.
+    """
+    if not _NAME.fullmatch(artefact):
+        raise PrunelabError(f"artefact {artefact!r}: should be paper/name in small letters, digits and underscores")
+    preset = provenance.get("preset")
+    if preset not in PRESETS:
+        raise PrunelabError(f"{artefact}: provenance['preset'] = {preset!r}: should be one of {', '.join(PRESETS)}")
+    alt = provenance.get("alt") or getattr(picture, "alt", "")
+    if picture is not None and not alt:
+        raise PrunelabError(f"{artefact}: no alternative text; say in provenance['alt'] what the picture shows")
+    if data.empty:
+        raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
+    name = place(artefact, preset, provenance.get("overridden") or {})
+    base = paths.out() / name
+    facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
+    files = {
+        ".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
+        ".json": (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
+    }
+    if picture is not None:
+        files[".png"] = _png(picture)
+    parts = {
+        base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
+        for ending in files
+    }
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for part, content in zip(parts, files.values(), strict=True):
+            part.write_bytes(content)
+        for part, final in parts.items():
+            part.replace(final)
+    except OSError as error:
+        what = f"{base}.*: cannot be written ({error.strerror})"
+        raise PrunelabError(f"{what}: set PRUNELAB_OUT to a folder that can") from None
+    finally:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.unlink()
+    png = base.with_name(base.name + ".png") if picture is not None else None
+    return Saved(
+        name,
+        png,
+        base.with_name(base.name + ".csv"),
+        base.with_name(base.name + ".json"),
+        f"saved as {base}{_WHY.get(name.partition('/')[0], '')}",
+    )
+
+
+def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:
+    """The provenance of a saved artefact; None where it was never saved.
+
+    Args:
+        artefact: its name, with that of its place before it as ``place`` gives it.
+        folder: where it lies; None: the committed figures.
+
+    Raises:
+        PrunelabError: the file is there and is not what ``save`` writes, or cannot be read.
+    """
+    path = (folder or paths.figures()) / f"{artefact}.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PrunelabError(f"{path}: cannot be read ({error.strerror}): set PRUNELAB_FIGURES to a folder") from None
+    except ValueError as error:
+        raise PrunelabError(f"{path}: not readable as JSON ({error}); delete it and make the artefact again") from None
+    if not isinstance(facts, dict) or facts.get("preset") not in PRESETS:
+        raise PrunelabError(f"{path}: names no preset; delete it and make the artefact again")
+    return facts
+
+
+def place(artefact: str, preset: str, overridden: Mapping[str, Any]) -> str:
+    """Where the numbers of an artefact go, relative to the folder of results."""
+    if preset == "smoke":
+        return f"smoke/{artefact}"
+    if overridden:
+        return f"custom/{artefact}"
+    before = saved(artefact, paths.out()) if preset == "quick" else None
+    return f"quick/{artefact}" if before and before["preset"] == "paper" else artefact
+
+
+_WHY = {
+    "smoke": ": preset smoke shows that it runs, its numbers mean nothing",
+    "custom": ": with other parameters than the preset's it stands for itself",
+    "quick": ": the numbers of preset paper stay where they are",
+}
+
+
+def _png(figure: Figure) -> bytes:
+    """The bytes of a ``Picture``, or of a figure that the user drew without the package."""
+    if hasattr(figure, "png"):
+        return figure.png()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: arrays, dataclasses and tables become plain, what is not finite becomes null.
+
+    Floats keep ten digits: the last bits of a mean differ from machine to machine.
+    """
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict(orient="records"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set):
+        return [plain(entry) for entry in (sorted(value) if isinstance(value, set) else value)]
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool) or value is None else str(value)

@@ -1,0 +1,1 @@
+"""Training: the one loop, populations in lockstep, one run and its rounds, and studies (``experiment.run_all``)."""
