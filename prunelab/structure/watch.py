@@ -694,24 +694,23 @@ class _Watch(TorchDispatchMode):
         outputs: int, turned: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         """A grouped convolution: equally many inputs and outputs in each group that is left, or whole groups."""
-        own = self.owner(columns)
+        own = self.owner(rows) or self.owner(columns)
         if turned:  # [inputs, outputs of a group]: rows are those of a group, columns are all inputs
             made = self.fresh(outputs) if outputs // groups > 1 else columns
             if channels is not None and columns is not None:
                 self.join(channels, columns)
             elif columns is not None:
                 self.pin(columns, self.why("reads an input of the model"))
-            if outputs // groups > 1 and own is not None:
+            if made is not None and own is not None and not inputs == groups == outputs:
                 self.columns[own] = (1, made.view(groups, -1))
             channels = columns
         else:
             made = rows
-            if inputs // groups > 1 and channels is not None and own is not None:
+            if channels is not None and own is not None and not inputs == groups == outputs:
                 self.columns[own] = (1, channels.view(groups, -1))
             elif columns is not None:
                 self.pin(columns, self.why("reads what cannot go"))
-        computed = own is None and max(inputs, outputs) > groups and (outputs if turned else inputs) > groups
-        if computed or made is None:
+        if own is None or made is None:
             for numbers in (channels, rows, columns):
                 if numbers is not None:
                     self.pin(numbers, self.why("has groups and a weight that is computed"))
@@ -728,11 +727,12 @@ class _Watch(TorchDispatchMode):
         return [channels], [made]
 
     def owner(self, numbers: Tensor | None) -> str | None:
-        """The parameter whose second axis has these numbers; its weight may be computed from it."""
+        """The parameter that has these numbers along an axis: the weight, or what it is computed from."""
         if numbers is None:
             return None
-        axes = ((name, own.get(1)) for name, own in self.slots.items())
-        return next((name for name, own in axes if own is not None and torch.equal(own, numbers)), None)
+        first = int(numbers[0])
+        found = ((name, own) for name, axes in self.slots.items() for own in axes.values() if int(own[0]) == first)
+        return next((name for name, own in found if torch.equal(own, numbers)), None)
 
     def channels(self, ref: Ref, dim: int = 1) -> Tensor | None:
         """The numbers along one axis, the same everywhere else; None: there are none."""
@@ -882,8 +882,8 @@ def moves(func: Any, name: str, args: Any, kwargs: Any, tensor: Tensor, shape: S
         return [tensor.reshape(shape)]
     if name in ("detach", "alias", "lift_fresh"):
         return [tensor]
-    if name.endswith("_"):
-        func = getattr(getattr(torch.ops.aten, name[:-1]), func._overloadname)
+    if name.endswith("_"):  # changes what a tensor looks like, here that of another name for it
+        tensor = torch.ops.aten.alias(tensor)
     if name == "as_strided":  # a matter of memory alone where the shape stays
         if tuple(args[1]) != tuple(tensor.shape):
             raise NotImplementedError("as_strided to another shape")
