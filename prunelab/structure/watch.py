@@ -683,12 +683,12 @@ class _Watch(TorchDispatchMode):
                 self.join(channels, columns)
             elif columns is not None:
                 self.pin(columns, self.why("reads an input of the model"))
-            if outputs // groups > 1:
+            if made is not None and not inputs == groups == outputs:
                 self.columns[direct or ""] = (1, made.view(groups, -1))
             channels = columns
         else:
             made = rows
-            if inputs // groups > 1 and channels is not None:
+            if channels is not None and not inputs == groups == outputs:
                 self.columns[direct or ""] = (1, channels.view(groups, -1))
             elif columns is not None:
                 self.pin(columns, self.why("reads what cannot go"))
@@ -852,8 +852,8 @@ def moves(func: Any, name: str, args: Any, kwargs: Any, tensor: Tensor, shape: S
         return [tensor.reshape(shape)]
     if name in ("detach", "alias", "lift_fresh"):
         return [tensor]
-    if name.endswith("_"):
-        func = getattr(getattr(torch.ops.aten, name[:-1]), func._overloadname)
+    if name.endswith("_"):  # transpose_, say
+        return [getattr(tensor, name[:-1])(*args[1:], **kwargs)]
     if name == "as_strided":  # a matter of memory alone where the shape stays
         if tuple(args[1]) != tuple(tensor.shape):
             raise NotImplementedError("as_strided to another shape")
