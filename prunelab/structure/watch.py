@@ -882,8 +882,8 @@ def moves(func: Any, name: str, args: Any, kwargs: Any, tensor: Tensor, shape: S
         return [tensor.reshape(shape)]
     if name in ("detach", "alias", "lift_fresh"):
         return [tensor]
-    if name.endswith("_"):  # changes what a tensor looks like, here that of another name for it
-        tensor = torch.ops.aten.alias(tensor)
+    if name.endswith("_"):  # transpose_, say
+        return [getattr(tensor, name[:-1])(*args[1:], **kwargs)]
     if name == "as_strided":  # a matter of memory alone where the shape stays
         if tuple(args[1]) != tuple(tensor.shape):
             raise NotImplementedError("as_strided to another shape")
