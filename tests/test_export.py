@@ -314,7 +314,13 @@ def test_what_onnxruntime_cannot_run_is_refused_in_one_line(tmp_path):
 
     x, half = torch.randn(2, 4), torch.randn(2, 4, dtype=torch.bfloat16)
     (tmp_path / "file").touch()
+
+    class Fixed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).view(2, 3)
+
     for model, example, place, why in [
+        (Fixed(4, 3), x, "net.onnx", "takes batches of 2 alone, as view"),
         (Named(4, 3), x, "net.onnx", "gives a dict: wrap it in a module that gives one tensor"),
         (nn.Linear(4, 3).bfloat16(), half, "net.onnx", "cannot export the model: .*NOT_IMPLEMENTED"),
         (nn.Linear(4, 3), x, "file/net.onnx", "cannot export the model"),

@@ -40,8 +40,8 @@ from prunelab.training import engines
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
-from prunelab.training.stack import stackable
-from prunelab.training.train import ALONE, Population, device, knows_bfloat16
+from prunelab.training.stack import ALONE, stackable
+from prunelab.training.train import Population, device, knows_bfloat16
 from prunelab.training.versions import versions
 
 log = logging.getLogger(__name__)

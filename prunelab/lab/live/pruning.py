@@ -316,7 +316,7 @@ def _chain(model: nn.Module) -> list[str] | None:
 
 
 def _build(position: Position) -> Ranking:
-    pruner, preset = pruners.METHODS[position.method]
+    pruner, preset, _ = pruners.METHODS[position.method]
     options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
     if "granularity" in {each.name for each in dataclasses.fields(pruner)} - set(preset):  # type: ignore[arg-type]
         options["granularity"] = position.granularity
