@@ -28,7 +28,8 @@ from typing import Any, ClassVar
 import torch
 from typing_extensions import override
 
-from prunelab import data, digest, paths
+from prunelab import digest, paths
+from prunelab.data.cache import cached, fill
 from prunelab.errors import PrunelabError, first_line, nearest
 from prunelab.runs import Store, progress
 from prunelab.runs.locks import Writer
@@ -414,7 +415,7 @@ class _Study:
 
     def _data(self, name: str) -> Any:
         if name not in self.shared:
-            self.shared[name] = self.engine.share(data.fill(name).read_bytes())
+            self.shared[name] = self.engine.share(fill(name).read_bytes())
         return self.shared[name]
 
     def _home(self, handle: Any) -> list[Run]:
@@ -474,7 +475,7 @@ def train_turn(work: Work, prepared: bytes) -> Answer:
     runs, leaders = ([Run.fromdict(dict(run)) for run in settings] for settings in (work.runs, work.leaders))
     torch.set_num_threads(1)  # a worker is a process for one core, or for one GPU
     with tempfile.TemporaryDirectory(prefix="prunelab-worker-") as folder:
-        _keep(prepared, data.cached(runs[0].data.name))
+        _keep(prepared, cached(runs[0].data.name))
         store = Store(Path(folder))
         for run in (*leaders, *runs):
             with store.claim(run) as writer:
