@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from prunelab.collapse import in_order
 from prunelab.graph import FUNCTIONS, METHODS, GraphError, traced
+from prunelab.pruners.forward import looking
 
 _MIX = {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "linear", "scaled_dot_product_attention"}
 _MIX |= {f"conv{how}{axes}d" for how in ("", "_transpose") for axes in (1, 2, 3)}
@@ -114,7 +115,8 @@ def _nodes(model: nn.Module) -> list[torch.fx.Node] | None:
     if links is not None and not any(list(module.children()) for _, module in links):
         return None
     try:
-        return list(traced(model).graph.nodes)
+        with looking(model):
+            return list(traced(model).graph.nodes)
     except GraphError:
         return None
 

@@ -7,22 +7,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
-from prunelab.graph import evaluating
 from prunelab.masks import Masks, layer_of
-from prunelab.pruners import Pruner, Ranking, build, first_masks
-from prunelab.pruners.activations import logits
-from prunelab.pruners.select import Granularity, amount_to_count, check_amount, scored_names
+from prunelab.pruners import Context, Pruner, Ranking, build, first_masks
+from prunelab.pruners.forward import logits, looking
+from prunelab.pruners.select import amount_to_count, check_amount, scored_names
 from prunelab.settings import Prune
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -101,22 +101,23 @@ def sensitivity(
         raise PrunelabError(f"{method!r} has no scores to rank: a scan needs a method that removes an amount")
     whole = {layer: first_masks(model, pruner, [layer]) for layer in _layers(model, pruner, layers)}
     given = None if batches is None else list(batches)
-    scores = pruner.scores(model, given, first_masks(model, pruner, list(whole)), draw(seed))
+    now = Context(model, first_masks(model, pruner, list(whole)), draw(seed), lambda: given or ())
+    scores = pruner.scores(now)
 
-    may_empty = getattr(pruner, "allow_empty", False)
     tasks = [(layer, amount) for layer in whole for amount in sorted({0.0, *amounts})]
     chosen = []
     for layer, amount in tasks:
         alone = {name: score for name, score in scores.items() if name in (layer, *whole[layer])}
-        fewer = amount if may_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
-        chosen.append(pruner.select(model, alone, whole[layer], fewer, draw(seed)) if fewer else whole[layer])
+        fewer = amount if pruner.allow_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
+        own = dataclasses.replace(now, masks=whole[layer], generator=draw(seed))
+        chosen.append(pruner.select(own, alone, fewer) if fewer else whole[layer])
 
     def accuracy(masks: Masks) -> float:
-        own = copy.deepcopy(model)
+        own = copy.deepcopy(model).eval()
         masks.apply_(own)
         return _right(own, x, y) / len(y)
 
-    with _workers(x, jobs) as pool:
+    with looking(model), _workers(x, jobs) as pool:
         measured = list(pool.map(accuracy, chosen))
     frame = pd.DataFrame(tasks, columns=["layer", "amount"])
     sparsity = [masks.weights.sparsity for masks in chosen]
@@ -140,9 +141,7 @@ def _layers(model: nn.Module, pruner: Pruner, layers: Iterable[str] | None) -> l
     if chosen := [layers] if isinstance(layers, str) else list(layers or ()):
         return chosen
     masks = first_masks(model, pruner)
-    granularity = getattr(pruner, "granularity", "weight")
-    names = scored_names(model, masks, granularity if granularity in get_args(Granularity) else "weight")
-    return [layer_of(name) for name in names]
+    return [layer_of(name) for name in scored_names(model, masks, pruner.granularity)]
 
 
 @contextmanager
@@ -162,6 +161,5 @@ def _workers(x: Tensor, jobs: int | None) -> Iterator[ThreadPoolExecutor]:
 
 @torch.no_grad()
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    with evaluating(model):
-        pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
-        return sum(int((logits(model, inputs).argmax(1) == labels).sum()) for inputs, labels in pairs)
+    pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
+    return sum(int((logits(model, inputs).argmax(1) == labels).sum()) for inputs, labels in pairs)
