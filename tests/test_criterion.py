@@ -153,7 +153,7 @@ def test_synflow_conserves_the_flow_and_is_measured_again_on_the_way():
     masks = prune(model, "synflow", 0.5, example=torch.ones(1, 2))
     assert masks["0.weight"].tolist() == [[False, False], [True, True]]
     assert masks["1.weight"].tolist() == [[False, True]]
-    with pytest.raises(PrunelabError, match="looks at data: give batches="):
+    with pytest.raises(PrunelabError, match="give example=, one batch of inputs"):
         prune(model, "synflow", 0.5)
 
 

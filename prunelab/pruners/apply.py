@@ -14,6 +14,7 @@ from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.base import Context, Loss, Pruner, Ranking, Step
 from prunelab.pruners.registry import METHODS, build
 from prunelab.pruners.select import check_amount, scored_names
+from prunelab.pruners.units import COUPLED
 from prunelab.settings import Prune
 
 
@@ -24,8 +25,14 @@ def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) ->
         PrunelabError: a layer that does not exist, or that has nothing of the kind that the method removes.
     """
     layers = [layers] if isinstance(layers, str) else list(layers)
-    masks = Masks.ones(model, layers)
-    competing = scored_names(model, masks, pruner.granularity)
+    coupled = pruner.granularity in COUPLED
+    try:
+        masks = Masks.ones(model, layers)
+    except MaskError:
+        if layers or not coupled:
+            raise
+        masks = Masks({})  # its channels are those of layers of its own kinds
+    competing = list(masks) if coupled else scored_names(model, masks, pruner.granularity)
     if layers and (idle := [layer_of(name) for name in masks if name not in competing]):
         why = f"has no {pruner.granularity}s that may go, being of another kind or a layer that gives the answers"
         raise MaskError(f"layer {idle[0]!r} {why}: leave it out of layers")
@@ -44,6 +51,7 @@ def prune(
     start: Mapping[str, Tensor] | None = None,
     loss: Loss | None = None,
     example: Any = None,
+    exact: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> Masks:
@@ -63,6 +71,8 @@ def prune(
             slopes of it; None: cross entropy, where the targets are classes.
         example: One batch of inputs, for methods that have to see the model run; None: inputs of ``batches``. A tensor,
             a tuple of arguments, or a dict of named ones.
+        exact: With ``granularity="channel"`` or ``"head"``, whether channels over which LayerNorm or GroupNorm take
+            statistics stay; False: they may go, and the smaller network is another function than the masked one.
         seed: Of every random choice, ties among them.
         **options: Fields of the method's class.
 
@@ -77,7 +87,7 @@ def prune(
             layers together.
     """
     how = {"layers": layers, "batches": batches, "current": current, "start": start, "seed": seed}
-    return _pruned(model, method, amount, loss=loss, example=example, **how, **options).masks
+    return _pruned(model, method, amount, loss=loss, example=example, exact=exact, **how, **options).masks
 
 
 def prune_(model: nn.Module, method: str | Pruner, amount: float | Mapping[str, float], **how: Any) -> Masks:
@@ -119,6 +129,7 @@ def _pruned(
     start: Mapping[str, Tensor] | None = None,
     loss: Loss | None = None,
     example: Any = None,
+    exact: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> Step:
@@ -145,11 +156,12 @@ def _pruned(
     draw = torch.Generator().manual_seed(seed)
     before = current if isinstance(current, Masks) else Masks(current or {})
     before.check(model)
-    now = Context(model, before, draw, lambda: batches or (), lambda: start, loss, example)
+    now = Context(model, before, draw, lambda: batches or (), lambda: start, loss, example, exact)
     parts = []
     for masks, own in _parts(model, pruner, amount, layers):
         chosen = {layer_of(name) for name in masks}
-        parts.append((masks & Masks({n: mask for n, mask in before.items() if layer_of(n) in chosen}), own))
+        whole = pruner.granularity in COUPLED and not layers and not isinstance(amount, Mapping)
+        parts.append((masks & Masks({n: m for n, m in before.items() if whole or layer_of(n) in chosen}), own))
     _finite(model, (name for masks, _ in parts for name in masks))
     after, weights = Masks({}), {}
     for step in _steps(pruner, now, parts):

@@ -72,6 +72,7 @@ class Context:
         start: called, gives the weights before the training, parameter name -> tensor; None: they are not known.
         loss: of outputs and targets, the mean over the samples; None: cross entropy, where the targets are classes.
         example: one batch of inputs, from which a model is understood; None: of the data.
+        exact: whether channels over which statistics are taken (LayerNorm, GroupNorm) have to stay.
         progress: the training so far.
         moments: optimiser state, kind -> parameter name -> tensor of the parameter's shape.
         state: what the method's last ``Step`` left for it; before that, what its ``begin`` gave.
@@ -84,6 +85,7 @@ class Context:
     start: Callable[[], Mapping[str, Tensor] | None] = lambda: None
     loss: Loss | None = None
     example: Any = None
+    exact: bool = True
     progress: Progress = Progress()
     moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -120,9 +122,10 @@ class Context:
         """
         if self.example is not None:
             return self.example
-        for x in self.inputs():
+        for batch in self.batches() or ():
+            x = batch[0] if isinstance(batch, tuple | list) else batch
             return x[:2] if isinstance(x, Tensor) else x
-        raise AssertionError
+        raise PrunelabError("the model has to be seen running: give example=, one batch of inputs")
 
     def _batches(self) -> Iterator[Any]:
         number = -1

@@ -13,12 +13,12 @@ from prunelab.masks import MaskError, Masks
 from prunelab.pruners.base import Context, Pruner, Ranking, Reads, Step
 from prunelab.pruners.scores import SCORES, scored
 from prunelab.pruners.select import Granularity, Scope
-from prunelab.pruners.units import Combine, remove_lowest
+from prunelab.pruners.units import COUPLED, Combine, remove_lowest
 from prunelab.settings import settings
 
 Name = Literal[
     "movement", "magnitude_increase", "moved_magnitude", "snip", "taylor", "wanda", "batchnorm", "lamp", "fpgm", "obd",
-    "fisher", "grasp", "synflow",
+    "signal", "fisher", "grasp", "synflow",
 ]  # fmt: skip
 
 
@@ -47,6 +47,9 @@ class Criterion(Ranking):
       eq. 1).
     - ``batchnorm``: |scale| of the BatchNorm behind a filter (Liu et al., "Network Slimming", ICCV 2017).
 
+    - ``signal``: the share of the signal of its unit that a connection carries over the data (Dekhovich et al., "Neural
+      network relief", 2024, eq. 2 and 4); of a channel, summed over all that read it.
+
     A unit's score is the sum over its incoming weights, divided by the mean over the units that its layer still has, as
     for ``Magnitude``; that of ``batchnorm``, ``synflow`` and ``lamp`` is taken as it is, since these compete in the
     papers.
@@ -70,6 +73,8 @@ class Criterion(Ranking):
     def __post_init__(self) -> None:
         """Refuse scores of things that have none, and make ``wanda`` compare in each layer."""
         only = SCORES[self.score].only
+        if only == "channel" and self.granularity not in COUPLED:
+            raise ValueError(f"score {self.score!r} is one of all that reads a channel: choose granularity 'channel'")
         if only == "unit" and self.granularity == "weight":
             raise ValueError(
                 f"score {self.score!r} is one of whole units: choose granularity 'filter', 'neuron' or 'unit'"

@@ -16,7 +16,7 @@ from prunelab.masks import MaskError, Masks
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.base import Context, Ranking, Reads
 from prunelab.pruners.select import Granularity, amount_to_count, keep_highest_units
-from prunelab.pruners.units import Combine, competing, fold, made_by_layers, masks_without, remaining
+from prunelab.pruners.units import Combine, competing, fold, made_by_layers, masks_without, remaining, there
 from prunelab.settings import settings
 
 Metric = Literal["minimum", "maximum", "random", "apoz"]
@@ -79,7 +79,7 @@ class DropNet(Ranking):
         sums, samples = unit_sums(now.model, list(layers.values()), now.inputs(), reduce)
         sign = -1 if self.metric == "maximum" else 1
         values = {name: (sign * sums[layer] / samples).float() for name, layer in layers.items()}
-        return fold(groups, values, combine=self.combine)
+        return fold(groups, values, there(groups, now.masks), combine=self.combine)
 
     def select(self, now: Context, scores: Mapping[str, Tensor], amount: float) -> Masks:
         """What is left when the lowest scores are gone; the units' biases, and BatchNorm behind them, go with them."""

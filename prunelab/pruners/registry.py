@@ -104,6 +104,7 @@ METHODS: Registry[Method] = Registry(
         "slimming": Method(Criterion, {"score": "batchnorm"}, {"granularity": "filter"}),
         "lamp": Method(Criterion, {"score": "lamp"}),
         "fpgm": Method(Criterion, {"score": "fpgm"}, {"granularity": "filter"}),
+        "signal": Method(Criterion, {"score": "signal"}, {"granularity": "channel"}),
         "obd": Method(Criterion, {"score": "obd"}),
         "fisher": Method(Criterion, {"score": "fisher"}),
         "grasp": Method(Criterion, {"score": "grasp"}),

@@ -18,7 +18,9 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, layer_of
 from prunelab.pruners.forward import call, logits, looking
 from prunelab.pruners.select import Granularity, scored_names
-from prunelab.pruners.units import Combine, competing, fold, there
+from prunelab.pruners.signals import signals
+from prunelab.pruners.units import Combine, Fold, competing, fold, there
+from prunelab.structure.groups import Role
 
 if TYPE_CHECKING:
     from prunelab.pruners.base import Context, Reads
@@ -36,24 +38,26 @@ class Score(NamedTuple):
             units need it.
         reads: the data that it looks at.
         since_start: whether it compares with the weights before the training.
-        only: what it is defined for: single weights, whole units, or ``""``: both.
-        along: [entries of a slice, the weights of each] -> a number for each entry.
+        only: what it is defined for: single weights, whole units, units with all that reads them; ``""``: everything.
+        along: of a slice of a weight and which of its entries are left, a number for each entry.
         finish: what becomes of that sum, or of a single weight.
         relative: by what the scores of a layer, or of units that are coupled, are divided so that several of them can
             compete: ``"mean"``, of units, over those that are left (the convention of Torch-Pruning); ``"larger"``: the
             sum over all that are at least as large, of weights too; ``"nothing"``.
         scales: whether it is one of the scales of BatchNorm, not of weights.
+        roles: which slices of a unit count, as those that make it (``"out"``) or read it (``"in"``).
         measured: how many times it is measured on the way to an amount.
     """
 
     values: Values
     reads: Reads = "nothing"
     since_start: bool = False
-    only: Literal["", "weight", "unit"] = ""
-    along: Callable[[Tensor], Tensor] = lambda entries: entries.sum(1)
+    only: Literal["", "weight", "unit", "channel"] = ""
+    along: Fold = lambda entries, live: entries.sum(1)
     finish: Callable[[Tensor], Tensor] = lambda total: total
     relative: Literal["mean", "larger", "nothing"] = "mean"
     scales: bool = False
+    roles: Sequence[Role] = ("out", "in", "bias", "affine")
     measured: int = 1
 
 
@@ -81,8 +85,9 @@ def scored(now: Context, score: Score, granularity: Granularity, combine: Combin
     if not names:
         what = "a BatchNorm with a scale behind it" if score.scales else "weights"
         raise MaskError(f"no layer that may be pruned has {what}, of which this score is one")
-    totals = fold(groups, score.values(now, names), along=score.along, finish=score.finish, combine=combine)
     live = there(groups, now.masks)
+    how = {"along": score.along, "finish": score.finish, "combine": combine, "roles": score.roles}
+    totals = fold(groups, score.values(now, names), live, **how)
     return {name: _relative(total, live[name].to(total.device), score.relative) for name, total in totals.items()}
 
 
@@ -182,18 +187,18 @@ def _since(what: Callable[[Tensor, Tensor], Tensor]) -> Values:
     return values
 
 
-def distances(rows: Tensor) -> Tensor:
-    """Sum of the Euclidean distances from each row to all the others; rows of zeros, which are gone, do not count.
+def distances(rows: Tensor, live: Tensor) -> Tensor:
+    """Sum of the Euclidean distances from each row to all others that are left.
 
     It is least at the geometric median of the rows. Source: He et al., "Filter pruning via geometric median for deep
     convolutional neural networks acceleration", CVPR 2019, eq. 4 to 8.
 
     Args:
         rows: [n, d].
+        live: which of them are left, bool [n].
     """
-    there = rows.any(1).to(rows)
     far = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    return (far * there).sum(1)
+    return (far * live).sum(1)
 
 
 def synflow(now: Context, names: Sequence[str]) -> dict[str, Tensor]:
@@ -434,6 +439,18 @@ def _ranks(score: Tensor, mask: Tensor) -> Tensor:
     return (rank / live.clamp(min=1)).view(score.shape)
 
 
+def _shares(now: Context, names: Sequence[str]) -> dict[str, Tensor]:
+    """The share of its unit's signal that each weight carries: of Linear and Conv2d layers, those of a kernel equal."""
+    layers = [layer_of(n) for n in names if isinstance(now.model.get_submodule(layer_of(n)), nn.Linear | nn.Conv2d)]
+    found = {}
+    for layer, (signal, bias) in signals(now.model, layers, now.inputs()).items():
+        weight, total = now.model.get_submodule(layer).weight, signal.sum(1) + (0 if bias is None else bias)
+        share = signal / total.clamp(min=torch.finfo(signal.dtype).tiny)[:, None]
+        share = share.view(*share.shape, *[1] * (weight.dim() - 2)) / weight[0, 0].numel()
+        found[f"{layer}.weight" if layer else "weight"] = share.expand(weight.shape)
+    return found
+
+
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 MAGNITUDE = Score(lambda now, names: magnitude(now.model, names))
@@ -448,6 +465,7 @@ SCORES: Mapping[str, Score] = {
     "batchnorm": Score(lambda now, names: magnitude(now.model, names), only="unit", relative="nothing", scales=True),
     "lamp": Score(lambda now, names: magnitude(now.model, names, 2), relative="larger"),
     "fpgm": Score(lambda now, names: weights(now.model, names), only="unit", along=distances),
+    "signal": Score(_shares, "inputs", only="channel", roles=("in",)),
     "obd": Score(_saliency(hessian_diagonal), "labels"),
     "fisher": Score(_saliency(fisher_diagonal), "labels"),
     "grasp": Score(_grasp, "labels"),

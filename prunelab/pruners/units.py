@@ -7,22 +7,24 @@ every weight is summed over each slice of a unit, and what the slices give is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.masks import Masks, layer_of
+from prunelab.masks import MaskError, Masks, layer_of, prunable
 from prunelab.pruners.roles import norms_behind
 from prunelab.pruners.select import Granularity, Scope, amount_to_count, keep_highest, scored_names
-from prunelab.structure.groups import Groups, Slice, Space
+from prunelab.structure.groups import Groups, Role, Slice, Space, channel_groups
 
 if TYPE_CHECKING:
     from prunelab.pruners.base import Context
 
+COUPLED = ("channel", "head")
 Combine = Literal["sum", "mean", "max"]
-Fold = Callable[[Tensor], Tensor]  # [entries of a slice, the rest] -> one number for each entry
+# [entries of a slice, the rest], and which of them are left, bool [entries] -> one number for each entry
+Fold = Callable[[Tensor, Tensor], Tensor]
 
 
 def competing(now: Context, granularity: Granularity) -> Groups:
@@ -30,12 +32,34 @@ def competing(now: Context, granularity: Granularity) -> Groups:
 
     Args:
         now: the network; what has no mask does not compete.
-        granularity: ``"neuron"``, ``"filter"`` or ``"unit"``.
+        granularity: ``"neuron"``, ``"filter"`` or ``"unit"``: rows of single layers. ``"channel"`` or ``"head"``: all
+            that has to go together, seen by running the model once; of channels that several layers make, all of these
+            have to be among those that may be pruned.
 
     Raises:
         MaskError: there is none.
     """
+    if granularity in COUPLED:
+        return _coupled(now, granularity)
     return rows(now.model, [layer_of(name) for name in scored_names(now.model, now.masks, granularity)])
+
+
+def _coupled(now: Context, granularity: Literal["channel", "head"]) -> Groups:
+    found = channel_groups(now.model, now.sample(), granularity, exact=now.exact)
+    makers = {name: {found.names[layer] for layer in space.layers} for name, space in found.items()}
+    asked = set(now.masks)
+    try:
+        left_out = set(prunable(now.model)) - asked
+    except MaskError:  # all its channels are those of layers of its own kinds
+        left_out = set()
+    names = [name for name in found if makers[name] <= asked] if left_out else list(found)
+    free = {name: found[name] for name in names if not bool(found[name].fixed.all())}
+    if not free:
+        apart = sorted(layer_of(other) for own in makers.values() if own & asked for other in own - asked)
+        why = next((found[name].pinned for name in names if found[name].pinned), "no layer makes any")
+        why = f"layer {apart[0]!r} makes the same ones, so name it as well" if apart and left_out else why
+        raise MaskError(f"granularity {granularity!r}: no channel of these layers may go: {why}")
+    return Groups(free, found.names, found.shapes)
 
 
 def rows(model: nn.Module, layers: Iterable[str]) -> Groups:
@@ -96,30 +120,35 @@ def remaining(now: Context, names: Iterable[str], granularity: Granularity) -> d
 def fold(
     groups: Groups,
     values: Mapping[str, Tensor],
+    live: Mapping[str, Tensor],
     *,
-    along: Fold = lambda entries: entries.sum(1),
+    along: Fold = lambda entries, live: entries.sum(1),
     finish: Callable[[Tensor], Tensor] = lambda total: total,
     combine: Combine = "mean",
+    roles: Sequence[Role] = ("out", "in", "bias", "affine"),
 ) -> dict[str, Tensor]:
     """Scores of units from numbers of weights: space name -> one per unit, for spaces that have a slice among them.
 
     Args:
         groups: the units.
         values: parameter name -> a number for every entry, or for every row, [rows].
+        live: which units are left; space name -> bool, 1-D.
         along: what a slice has to say of its entries, summed where a unit has several of them.
         finish: of the total of a slice.
         combine: how the slices of a unit are combined.
+        roles: of the slices that count.
     """
     found = {}
     for name, space in groups.items():
         totals, members = [], []
         for part in space.slices:
             value = values.get(groups.names.get(part.name, ""))
-            if value is None or (value.dim() == 1 and part.dim):
+            if value is None or (value.dim() == 1 and part.dim) or part.role not in roles:
                 continue
-            entries = value if value.dim() == 1 else along(value.movedim(part.dim, 0).flatten(1))
-            own = (part.group >= 0).to(entries.device)
-            group = part.group.to(entries.device)[own]
+            group, own = part.group.to(value.device), (part.group >= 0).to(value.device)
+            left = live[name].to(value.device)[group.clamp(min=0)] & own
+            entries = value if value.dim() == 1 else along(value.movedim(part.dim, 0).flatten(1), left)
+            group = group[own]
             total = entries.new_zeros(space.size).index_add_(0, group, entries[own])
             totals.append(finish(total))
             members.append(torch.zeros(space.size, dtype=torch.bool, device=entries.device).index_fill_(0, group, True))
@@ -203,7 +232,7 @@ def keep_as_many(
 
 def by_layer(now: Context, scores: Mapping[str, Tensor], granularity: Granularity) -> dict[str, Tensor]:
     """Scores for the record: those of coupled channels as scores of the rows of each layer that makes them."""
-    if granularity not in ("channel", "head"):
+    if granularity not in COUPLED:
         return dict(scores)
     found = {}
     for name, space in competing(now, granularity).items():
