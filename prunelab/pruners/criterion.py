@@ -99,7 +99,7 @@ class Criterion(Ranking):
 
     def check(self, model: nn.Module, masks: Masks) -> None:
         """Refuse a model without BatchNorm where that is what the score is one of."""
-        if SCORES[self.score].scales:
+        if SCORES[self.score].scales and self.granularity not in COUPLED:  # those are known once it has run
             self.scores(Context(model, masks))
 
     def scores(self, now: Context) -> dict[str, Tensor]:
