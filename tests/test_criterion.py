@@ -348,11 +348,14 @@ def test_a_layer_that_takes_no_part_has_no_slope_and_one_whose_inputs_nobody_see
     slopes = loss_gradients(looked_at(model, batches), ["out.weight", "unused.weight"])
     assert slopes["out.weight"].any()
     assert not slopes["unused.weight"].any()
-    masks = prune(model, "taylor", 0.1, batches=batches)  # 16 of the 16 that are unused would be 3 of 32 too many
+    layers = ["mix.out_proj", "out", "unused"]
+    masks = prune(
+        model, "taylor", 0.1, batches=batches, layers=layers
+    )  # 16 of the 16 that are unused would be 3 of 32 too many
     assert masks.counts["unused.weight"] == 1
-    for layers, named in (((), "mix.out_proj"), (["out", "unused"], "unused")):
+    for chosen, named in ((layers, "mix.out_proj"), (["out", "unused"], "unused")):
         with pytest.raises(PrunelabError, match=f"layer '{named}' is not called as a module"):
-            prune(model, "wanda", 0.5, batches=batches, layers=layers)
+            prune(model, "wanda", 0.5, batches=batches, layers=chosen)
     assert prune(model, "wanda", 0.5, batches=batches, layers=["out"]).kept == 6
 
 

@@ -1,10 +1,10 @@
 """Data sets: read bit by bit, divided as the papers do, cached once, and refused in one line when something is off."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
 import json
-import pickle
 import subprocess
 import sys
 import tarfile
@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from prunelab import data, paths
+from prunelab import data, digest, paths
 from prunelab.data.sources import SOURCES
 from prunelab.errors import PrunelabError
 from prunelab.settings import Data
@@ -170,36 +170,18 @@ def test_cifar10_from_jpeg_files_says_so_and_from_png_files_does_not(root: Path,
 
 
 @pytest.fixture
-def original_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """CIFAR-10 as its authors pack it, with 20 + 10 images and the digests to match."""
-    import torchvision.datasets
-
-    folder = root / "cifar-10-batches-py"
+def original_cifar(root: Path) -> tuple[Path, np.ndarray]:
+    """CIFAR-10 as its authors pack it for C, with 50 + 10 images."""
+    folder = root / "cifar-10-batches-bin"
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (30, 3072), dtype=np.uint8)
-    contents = {
-        "data_batch_1": {"data": images[:20], "labels": list(range(10)) * 2},
-        "test_batch": {"data": images[20:], "labels": list(range(10))},
-        "batches.meta": {"label_names": list("abcdefghij")},
-    }
-    digests = {}
-    for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content))
-        digests[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    archive = tarred_under(folder, root / "cifar-10-python.tar.gz")
-    cifar = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(cifar, "train_list", [["data_batch_1", digests["data_batch_1"]]])
-    monkeypatch.setattr(cifar, "test_list", [["test_batch", digests["test_batch"]]])
-    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": digests["batches.meta"]})
-    monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    return archive, images.reshape(30, 3, 32, 32)
-
-
-def tarred_under(folder: Path, file: Path) -> Path:
-    with tarfile.open(file, "w:gz") as archive:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3072), dtype=np.uint8)
+    rows = np.concatenate([np.arange(60, dtype=np.uint8)[:, None] % 10, images], axis=1)
+    for i, name in enumerate([*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]):
+        (folder / name).write_bytes(rows[10 * i : 10 * i + 10].tobytes())
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
+    with tarfile.open(root / "cifar-10-binary.tar.gz", "w:gz") as archive:
         archive.add(folder, folder.name)
-    return file
+    return root / "cifar-10-binary.tar.gz", images.reshape(60, 3, 32, 32)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar.gz"])
@@ -210,16 +192,35 @@ def test_the_original_cifar10_reads_from_its_folder_and_its_archive(
     data.prepare("cifar10", from_=archive if packed else None)
     cifar = data.load(Data(name="cifar10", validation=0))
     assert np.array_equal(torch.cat([cifar.train.x, cifar.test.x]).numpy(), images)
-    assert (cifar.source, cifar.train.y.tolist()) == ("CIFAR-10", list(range(10)) * 2)
+    assert (cifar.source, cifar.classes, cifar.train.y.tolist()) == ("CIFAR-10", (*"abcdefghij",), list(range(10)) * 5)
 
 
-def test_an_original_cifar10_that_was_touched_is_never_opened(original_cifar: tuple[Path, np.ndarray]) -> None:
+def test_the_class_of_cifar100_is_the_second_byte(root: Path) -> None:
+    folder = root / "cifar-100-binary"
+    folder.mkdir()
+    for name in ("train.bin", "test.bin"):
+        (folder / name).write_bytes(b"".join(bytes([k // 5, k]) + bytes([k]) * 3072 for k in range(100)))
+    (folder / "fine_label_names.txt").write_text("\n".join(f"class{k}" for k in range(100)))
+    cifar = data.load(Data(name="cifar100", validation=0))
+    assert torch.equal(cifar.train.x[:, 2, 31, 31].long(), cifar.train.y)
+    assert cifar.classes[99] == "class99"
+
+
+def test_a_cifar10_that_is_cut_or_made_of_pickles_is_refused(original_cifar: tuple[Path, np.ndarray]) -> None:
     archive, _ = original_cifar
-    batch = archive.parent / "cifar-10-batches-py" / "data_batch_1"
-    batch.write_bytes(batch.read_bytes()[:-1] + b"!")
-    refused(lambda: data.prepare("cifar10"), "cifar-10-batches-py", "incomplete or corrupt", "fetch")
+    folder = archive.parent / "cifar-10-batches-bin"
+    batch = folder / "data_batch_3.bin"
+    for left in (3073 * 9, 3073 * 10 - 1):
+        batch.write_bytes(batch.read_bytes()[:left])
+        refused(lambda: data.prepare("cifar10"), "cifar-10-batches-bin", "truncated or corrupt", "fetch")
+    batch.unlink()
+    refused(lambda: data.prepare("cifar10"), "data_batch_3.bin is missing", "fetch cifar-10-binary.tar.gz again")
     archive.write_bytes(archive.read_bytes()[:-9])
-    refused(lambda: data.prepare("cifar10", from_=archive), archive.name, "wrong md5", "fetch it again")
+    refused(lambda: data.prepare("cifar10", from_=archive), archive.name, "not a readable", "fetch it again")
+    for name in ("cifar-10-batches-py", "cifar-10-python.tar.gz"):
+        (place := archive.parent / name).mkdir()
+        (place / "data_batch_1").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
+        refused(lambda: data.prepare("cifar10", from_=place), "pickles, which are not read: give cifar-10-binary")
 
 
 def write_tiny(folder: Path) -> Path:
@@ -410,7 +411,8 @@ def test_a_prepared_data_set_is_mapped_into_memory_and_carries_its_origin(root: 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     images = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    assert (metadata["source"], metadata["format"], metadata["digest"]) == ("MNIST", "1", mnist.digest)
+    assert (metadata["source"], metadata["format"], metadata["reader"]) == ("MNIST", "2", "1")
+    assert metadata["sha256_of_tensors"] == mnist.digest
     assert json.loads(metadata["files"])[images.name] == hashlib.sha256(images.read_bytes()).hexdigest()
     assert not any(str(root) in value for value in metadata.values())
 
@@ -443,7 +445,7 @@ def test_available_tells_what_is_prepared_and_where_the_rest_would_come_from(roo
     assert rows["flowers"]["bytes"] == data.prepare("flowers", from_=tmp_path / "tree").stat().st_size
 
 
-def test_verify_finds_one_changed_byte(root: Path) -> None:
+def test_one_changed_byte_is_found_by_verify_and_by_load(root: Path) -> None:
     write_mnist(root)
     path = data.prepare("mnist")
     assert data.verify() == [{"name": "mnist", "ok": True, "problem": ""}]
@@ -452,8 +454,23 @@ def test_verify_finds_one_changed_byte(root: Path) -> None:
     path.write_bytes(content)
     (row,) = data.verify("mnist")
     assert not row["ok"]
-    assert "digest" in row["problem"]
-    assert "prunelab data prepare mnist" in row["problem"]
+    refused(lambda: data.load("mnist"), "its bytes are not those that were written", "prunelab data prepare mnist")
+    assert "its bytes are not those that were written" in row["problem"]
+
+
+def test_what_another_version_of_the_reader_prepared_is_prepared_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_mnist(root)
+    data.prepare("mnist")
+    newer = {**SOURCES, "mnist": dataclasses.replace(SOURCES["mnist"], version=2)}
+    monkeypatch.setattr("prunelab.data.cache.SOURCES", newer)
+    write_mnist(root, seed=1)
+    again = data.load("mnist").digest
+    assert "by another version of its reader" in caplog.text
+    assert data.load("mnist").digest == again
+    change_cache(data.prepare("mnist"), format="1")  # of before there were digests
+    assert data.load("mnist").digest == again
 
 
 def test_verify_says_that_a_known_data_set_is_not_prepared(root: Path) -> None:
@@ -705,7 +722,10 @@ def test_more_samples_than_there_are_is_refused(root: Path, settings: dict[str, 
 def change_cache(path: Path, **metadata: str) -> None:
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
-    save_file({key: tensor.clone() for key, tensor in load_file(path).items()}, path, {**old, **metadata})
+    metadata = {**old, **digest.IN_TENSORS, **metadata}
+    save_file({key: tensor.clone() for key, tensor in load_file(path).items()}, path, metadata)
+    with path.open("r+b") as file:
+        digest.seal(file)
 
 
 @pytest.mark.parametrize(
@@ -714,10 +734,10 @@ def change_cache(path: Path, **metadata: str) -> None:
         (lambda path: rewrite(path, lambda content: content[:-100]), "damaged"),
         (lambda path: path.write_bytes(b"no tensors"), "damaged"),
         (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: change_cache(path, format="0"), "format 0, this version reads 1"),
+        (lambda path: change_cache(path, sha256_of_this="none"), "its digest is gone"),
         (lambda path: change_cache(path, classes='["a", "b"]'), "label is out of range 0..1"),
         (lambda path: change_cache(path, classes="["), "incomplete"),
-        (lambda path: save_file({"train_x": torch.zeros(3)}, path, {"format": "1"}), "incomplete"),
+        (lambda path: save_file({"train_x": torch.zeros(3)}, path, {"format": "2", "reader": "1"}), "digest is gone"),
     ],
     ids=["truncated", "text", "empty", "format", "labels", "metadata", "tensors"],
 )

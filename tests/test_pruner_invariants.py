@@ -123,8 +123,8 @@ def test_the_requested_amount_goes_exactly(method, name, amount):
     if granularity == "weight":
         total, left = whole.weights.total, masks.weights.kept
     else:
-        total = sum(len(units) for units in units_of(whole, names).values())
-        left = sum(int(units.sum()) for units in units_of(masks, names).values())
+        total = sum(len(units) for units in units_of(model, whole, names).values())
+        left = sum(int(units.sum()) for units in units_of(model, masks, names).values())
     gone = total - left
     if method in ("dropnet", "apoz"):  # DropNet's code rounds down, and removes one unit at least
         assert gone == max(int(amount * total), 1)

@@ -243,7 +243,7 @@ def test_a_pruner_of_ones_own_needs_no_registry():
         (("l1_filter", 0.5), {"granularity": "weight"}, "method 'l1_filter' itself sets granularity = 'filter'"),
         (("magnitude", 0.5), {"layers": ["1"]}, "layer '1' is a ReLU"),
         (("magnitude", 0.5), {"layers": ["9"]}, "no layer '9'"),
-        (("l1_filter", 0.5), {}, "no masked Conv2d before the last layer"),
+        (("l1_filter", 0.5), {}, "no masked convolution before the last layer"),
         (("l1_neuron", 0.5), {"layers": ["0", "4"]}, "layer '4' has no neurons that may go"),
         (("magnitude", 0.5), {"seed": -1}, "seed = -1"),
         (("dyprune", 0.5), {}, "'dyprune' does not prune finished models"),

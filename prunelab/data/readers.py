@@ -9,8 +9,6 @@ import gzip
 import hashlib
 import math
 import struct
-import tarfile
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,37 +195,61 @@ def read_idx(place: Path, title: str, classes: tuple[str, ...]) -> Raw:
     return Raw(title, classes, tensors, files)
 
 
-def read_cifar(place: Path, title: str, kind: str, folder: str, archive: str) -> Raw:
-    """Read CIFAR-10 or CIFAR-100: the original (its ``folder`` or the ``archive`` it came in), or a tree of images.
+@dataclass(frozen=True)
+class Cifar:
+    """How CIFAR-10 or CIFAR-100 is packed in its binary version: records of labels and 3 x 32 x 32 bytes.
 
-    torchvision compares the md5 of every original file before it opens it.
+    Attributes:
+        folder: In which the archive has its files.
+        archive: The file to download; ``md5`` is its digest.
+        parts: Part -> its files.
+        names: The file with a class in each line.
+        labels: Bytes before each image; the last of them is the class.
+    """
+
+    folder: str
+    archive: str
+    md5: str
+    parts: Mapping[str, Sequence[str]]
+    names: str
+    labels: int
+
+
+def read_cifar(place: Path, title: str, cifar: Cifar) -> Raw:
+    """Read the binary version of CIFAR (its folder, or the archive it came in), or a tree of images.
+
+    The version for Python, which torchvision reads, is made of pickles, and these can run code: it is not read.
 
     Raises:
-        DataError: a file is missing or corrupt, or torchvision is.
+        DataError: a file is missing or corrupt, or it is the version for Python.
     """
-    if place.name == archive and place.is_file():
-        if not torchvision().datasets.utils.check_integrity(place, getattr(torchvision().datasets, kind).tgz_md5):
-            raise DataError(f"{place}: truncated, corrupt or another file (wrong md5): fetch it again")
-        with tempfile.TemporaryDirectory() as unpacked, tarfile.open(place) as packed:
-            packed.extractall(unpacked, filter="data")
-            return read_cifar(Path(unpacked), title, kind, folder, archive)
-    place = place.parent if place.name == folder else place
-    if not (place / folder).is_dir():
-        return read_tree(place, title, f"{title} (JPEG)")
-    files = {file.name: file_digest(file) for file in sorted((place / folder).iterdir()) if file.is_file()}
-    tensors: dict[str, Tensor] = {}
-    classes: tuple[str, ...] = ()
-    for part in ("train", "test"):
-        try:
-            original = getattr(torchvision().datasets, kind)(place, train=part == "train")
-        except BROKEN as error:
+    folder = place / cifar.folder if (place / cifar.folder).is_dir() else place
+    if folder.name not in (cifar.folder, cifar.archive):
+        if "python" in place.name or place.name.endswith("-py") or any(place.glob("*-py*")):
             raise DataError(
-                f"{place / folder}: incomplete or corrupt ({first_line(error)}): fetch {archive} again"
-            ) from None
-        tensors[f"{part}_x"] = torch.from_numpy(original.data).permute(0, 3, 1, 2).contiguous()
-        tensors[f"{part}_y"] = torch.tensor(original.targets)
-        classes = tuple(original.classes)
-    return Raw(title, classes, tensors, files)
+                f"{place}: the version for Python is made of pickles, which are not read: give {cifar.archive}"
+            )
+        return read_tree(place, title, f"{title} (JPEG)")
+    files = _archive_digest(folder) or {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.is_file()}
+    content = {
+        name.name: data
+        for name, data in members(folder, lambda name: name.suffix in (".bin", ".txt"))
+        if data is not None
+    }
+    tensors: dict[str, Tensor] = {}
+    sizes = set()
+    for part, names in cifar.parts.items():
+        for name in [*names, cifar.names]:
+            if name not in content:
+                raise DataError(f"{folder}: {name} is missing: fetch {cifar.archive} again")
+        whole, record = b"".join(content[name] for name in names), cifar.labels + 3072
+        sizes |= {len(content[name]) for name in names if len(names) > 1}
+        if not whole or len(whole) % record or len(sizes) > 1:
+            raise DataError(f"{folder}: a file of the {part} part is truncated or corrupt: fetch {cifar.archive} again")
+        rows = torch.from_numpy(np.frombuffer(whole, np.uint8).reshape(-1, record).copy())
+        tensors[f"{part}_x"] = rows[:, cifar.labels :].reshape(-1, 3, 32, 32).contiguous()
+        tensors[f"{part}_y"] = rows[:, cifar.labels - 1].long()
+    return Raw(title, tuple(content[cifar.names].decode(errors="replace").split()), tensors, files)
 
 
 def read_sklearn(_: Path, name: str) -> Raw:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab.errors import PrunelabError
-from prunelab.pruners.forward import call, looking
 from prunelab.pruners.scores import wide
+from prunelab.structure.forward import call, looking
 
 # What may stand between a layer and the place where its units are looked at; each treats every unit by itself.
 _POINTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Identity)

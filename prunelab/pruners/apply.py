@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from prunelab.collapse import dead_layers
 from prunelab.errors import PrunelabError
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.masks import MaskError, Masks, layer_of, named_layers
 from prunelab.pruners.base import Context, Loss, Pruner, Ranking, Step
 from prunelab.pruners.registry import METHODS, build
 from prunelab.pruners.select import check_amount, scored_names
 from prunelab.pruners.units import COUPLED
 from prunelab.settings import Prune
+from prunelab.structure.forward import looking
 
 
 def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) -> Masks:
@@ -24,7 +25,7 @@ def first_masks(model: nn.Module, pruner: Pruner, layers: Iterable[str] = ()) ->
     Raises:
         PrunelabError: a layer that does not exist, or that has nothing of the kind that the method removes.
     """
-    layers = [layers] if isinstance(layers, str) else list(layers)
+    layers = named_layers(layers)
     coupled = pruner.granularity in COUPLED
     try:
         masks = Masks.ones(model, layers)
@@ -58,12 +59,12 @@ def prune(
     """Masks of ``model`` without the part that the method would remove; the model itself is not changed.
 
     Args:
-        model: Any module with Linear or Conv2d layers.
+        model: Any module with layers of weights; see ``masks.prunable``.
         method: A name of ``METHODS``, or a pruner of your own.
         amount: Fraction of the remaining weights or units that goes, in [0, 1); or layer -> fraction, each layer pruned
             by itself, as ``sensitivity`` proposes.
-        layers: Names of the layers that may be pruned; ``()`` or None: all Linear and Conv2d. Where units go, those
-            whose units are the outputs of the model stay whole; see ``select.scored_names``.
+        layers: Names of the layers that may be pruned, of any class; ``()`` or None: all that ``masks.prunable`` knows.
+            Where units go, those whose units are the outputs of the model stay whole; see ``select.scored_names``.
         batches: Inputs and targets, for methods that look at data.
         current: What earlier rounds left; None: everything is still there. ``amount`` is a fraction of this.
         start: Weights from before the training, parameter name -> tensor, for methods that compare with them.
@@ -154,18 +155,18 @@ def _pruned(
     if batches is not None and iter(batches) is batches:
         batches = list(batches)  # a method may go through them several times
     draw = torch.Generator().manual_seed(seed)
-    before = current if isinstance(current, Masks) else Masks(current or {})
+    before = current if isinstance(current, Masks) else Masks({} if current is None else current)
     before.check(model)
     now = Context(model, before, draw, lambda: batches or (), lambda: start, loss, example, exact)
-    parts = []
-    for masks, own in _parts(model, pruner, amount, layers):
-        chosen = {layer_of(name) for name in masks}
-        whole = pruner.granularity in COUPLED and not layers and not isinstance(amount, Mapping)
-        parts.append((masks & Masks({n: m for n, m in before.items() if whole or layer_of(n) in chosen}), own))
-    _finite(model, (name for masks, _ in parts for name in masks))
-    after, weights = Masks({}), {}
-    for step in _steps(pruner, now, parts):
-        after, weights = after & step.masks, weights | dict(step.weights)
+    whole = pruner.granularity in COUPLED and not named_layers(layers) and not isinstance(amount, Mapping)
+    after, weights, parts = Masks({}), {}, []
+    with looking(model):
+        for masks, own in _parts(model, pruner, amount, layers):
+            chosen = {layer_of(name) for name in masks}
+            parts.append((masks & Masks({n: m for n, m in before.items() if whole or layer_of(n) in chosen}), own))
+        _finite(model, (name for masks, _ in parts for name in masks))
+        for step in _steps(pruner, now, parts):
+            after, weights = after & step.masks, weights | dict(step.weights)
     after &= before
     dead = [] if pruner.allow_empty else dead_layers(model, after)
     if dead and (newly := [name for name in dead if name not in dead_layers(model, before)]):
@@ -200,7 +201,7 @@ def _parts(
     model: nn.Module, pruner: Pruner, amount: float | Mapping[str, float], layers: Iterable[str] | None
 ) -> list[tuple[Masks, float]]:
     """What is pruned together, kept whole, and by how much: all layers, or each that has an amount of its own."""
-    layers = [layers] if isinstance(layers, str) else list(layers or ())
+    layers = named_layers(layers)
     if not isinstance(amount, Mapping):
         check_amount(amount)
         return [(first_masks(model, pruner, layers), float(amount))]

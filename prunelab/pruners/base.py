@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.pruners.forward import masked
 from prunelab.pruners.units import by_layer, remaining, remove_lowest
+from prunelab.structure.forward import masked
 
 Reads = Literal["nothing", "inputs", "labels", "held_out"]
 Loss = Callable[[Any, Any], Tensor]  # outputs, targets -> one number, the mean over the samples

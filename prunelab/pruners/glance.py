@@ -8,7 +8,6 @@ import torch
 
 from prunelab.masks import layer_of
 from prunelab.pruners.base import Context, Pruner, Step
-from prunelab.pruners.forward import looking
 from prunelab.pruners.scores import wide
 from prunelab.pruners.select import Granularity, keep_highest_units, scored_names, units_of
 from prunelab.pruners.units import unit_masks
@@ -39,7 +38,7 @@ class Glance(Pruner):
         groups = _shared(now)
         followers = {layer for group in groups for layer in group[1:]}
         names = [name for name in scored_names(model, current, "unit") if layer_of(name) not in followers]
-        there = units_of(current, names)
+        there = units_of(model, current, names)
         scores = {layer_of(n): wide(model.get_parameter(n).detach()).abs().flatten(1).mean(1) for n in names}
         left = {layer: int(keep.sum()) for layer, keep in there.items()}
         count = round(amount * sum(left.values()))
@@ -57,5 +56,4 @@ def _shared(now: Context) -> list[list[str]]:
     """Groups of layers whose channels an addition makes one, each in forward order; none without data."""
     if now.example is None and not any(True for _ in now.batches() or ()):
         return []
-    with looking(now.model):
-        return joined_layers(now.model, now.sample())
+    return joined_layers(now.model, now.sample())

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from prunelab.channels import Survey
 from prunelab.graph import Graph, Node, traced
 from prunelab.masks import Masks, maskable
-from prunelab.pruners.forward import looking
 from prunelab.pruners.scores import wide
 from prunelab.pruners.signals import inputs
+from prunelab.structure.forward import looking
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from prunelab.errors import PrunelabError
 from prunelab.graph import Graph, trace
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.base import Context, Pruner, Reads, Step
-from prunelab.pruners.forward import looking, masked
 from prunelab.pruners.liveness import mean_sizes, silent_units, unit_rows, unread_units
 from prunelab.pruners.roles import outputs
 from prunelab.pruners.signals import Reduce, carries, inputs, pruning_set, signals
 from prunelab.settings import settings
+from prunelab.structure.forward import masked
 
 
 @settings
@@ -80,8 +80,7 @@ class NNrelief(Pruner):
         given = now.batches()
         again = not self.samples and iter(given) is not given
         data = _Again(now) if again else pruning_set(now.inputs(), self.samples, self.set_seed)
-        with looking(now.model):
-            graph = trace(now.model, next(inputs(data))[:2])
+        graph = trace(now.model, next(inputs(data))[:2])
         _understood(graph)
         once = _Once(self, now.model, graph, data)
         return Step(once.faithful(now.masks) if self.variant == "faithful" else once.corrected(now.masks))

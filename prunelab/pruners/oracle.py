@@ -23,11 +23,11 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.base import Context, Ranking, Reads
 from prunelab.pruners.dropnet import Variant, drop_units, without_units
-from prunelab.pruners.forward import logits, looking
 from prunelab.pruners.roles import norms_behind
 from prunelab.pruners.select import Granularity
 from prunelab.pruners.units import competing, remaining, there
 from prunelab.settings import settings
+from prunelab.structure.forward import logits, looking
 
 _ZERO_STAYS_ZERO = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
 _BUDGET = 1 << 20  # numbers of the largest intermediate result: 4 MB of float32, which stay near the core

@@ -115,8 +115,8 @@ class PlayAndPrune(Pruner):
             return self._recover(now, state, last)
         state |= {"failed": torch.tensor(0), **_copied(now)}
         names = scored_names(now.model, now.masks, self.granularity)
-        norms = reduce_to_units(magnitude(now.model, names), names)
-        there = units_of(now.masks, names)
+        norms = reduce_to_units(now.model, magnitude(now.model, names), names)
+        there = units_of(now.model, now.masks, names)
         kept = self._left(norms, there, state, max(room, 0.0))
         if last:
             return self._over(now, state, "the last epoch only fine-tunes")

@@ -44,11 +44,13 @@ class Method(NamedTuple):
         pruner: a class.
         preset: the fields that the name itself sets, which no option may set again.
         default: fields that have another default than the class's.
+        version: counted up when the numbers of the method change, so that stored runs of it are made again.
     """
 
     pruner: type[Pruner]
     preset: Mapping[str, Any] = MappingProxyType({})
     default: Mapping[str, Any] = MappingProxyType({})
+    version: int = 1
 
 
 def _adopted(pruner: Any, **preset: Any) -> Method:
@@ -121,7 +123,7 @@ def build(prune: Prune) -> Pruner:
     Raises:
         PrunelabError: no such method, no such option, a value the option cannot have, or one that the name itself sets.
     """
-    pruner, preset, default = METHODS.find(prune.method)
+    pruner, preset, default, _ = METHODS.find(prune.method)
     free = [field.name for field in dataclasses.fields(pruner) if field.name not in preset]  # type: ignore[arg-type]
     for option in prune.options:
         if option in preset:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.base import Context, Pruner, Reads, Step
-from prunelab.pruners.forward import logits, looking
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
+from prunelab.structure.forward import logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,8 +294,7 @@ class _Judge:
         own = dict(self.copy.named_parameters())
         for name, mask in masks.items():
             own[name].data = self.model.get_parameter(name).detach() * mask
-        with looking(self.copy):
-            right = sum(int((self._answers(x) == y[:, None]).sum()) for x, y in self.batches)
+        right = sum(int((self._answers(x) == y[:, None]).sum()) for x, y in self.batches)
         return right / sum(len(y) for _, y in self.batches)
 
     def _answers(self, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,14 +11,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunelab.errors import PrunelabError
-from prunelab.masks import MaskError, layer_of
-from prunelab.pruners.forward import call, logits, looking
-from prunelab.pruners.select import Granularity, scored_names
+from prunelab.masks import MaskError, layer_of, unit_axis
+from prunelab.pruners.select import Granularity, by_unit, scored_names
 from prunelab.pruners.signals import signals
 from prunelab.pruners.units import Combine, Fold, competing, fold, there
+from prunelab.structure.forward import call, copied, logits, looking, rows
 from prunelab.structure.groups import Role
 
 if TYPE_CHECKING:
@@ -162,13 +162,16 @@ def random(model: nn.Module, names: Sequence[str], generator: Generator, *, unit
         units: One number per unit, by layer name, instead of one per weight, by parameter name.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {layer_of(n) if units else n: parameters[n].shape[: 1 if units else None] for n in names}
+    shapes = {name: parameters[name].shape for name in names}
+    if units:
+        axes = {name: unit_axis(model.get_submodule(layer_of(name))) or 0 for name in names}
+        shapes = {layer_of(name): shapes[name][axis : axis + 1] for name, axis in axes.items()}
     return {name: torch.rand(shape, generator=generator, device=generator.device) for name, shape in shapes.items()}
 
 
-def reduce_to_units(scores: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def reduce_to_units(model: nn.Module, scores: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Sum the scores of each neuron's or filter's incoming weights: layer name -> score per unit, 1-D."""
-    return {layer_of(name): wide(scores[name]).flatten(1).sum(1) for name in names}
+    return {layer_of(name): wide(by_unit(model, name, scores[name])).sum(1) for name in names}
 
 
 def _since(what: Callable[[Tensor, Tensor], Tensor]) -> Values:
@@ -207,7 +210,7 @@ def synflow(now: Context, names: Sequence[str]) -> dict[str, Tensor]:
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", NeurIPS
     2020, section 5, eq. of R_SF and algorithm 1. Our own: BatchNorm does not shift either; masks are applied first.
     """
-    network = copy.deepcopy(now.model).double()
+    network = copied(now.model).double()
     now.masks.apply_(network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -314,7 +317,7 @@ def fisher_diagonal(now: Context, names: Sequence[str]) -> dict[str, Tensor]:
         total, samples = [torch.zeros_like(wide(parameter.detach())) for parameter in parameters], 0
         for x, y in now.pairs():
             for i in range(len(y)):
-                one = tree_map_only(Tensor, lambda part, i=i: part[i : i + 1], x)
+                one = rows(x, slice(i, i + 1))
                 slopes = torch.autograd.grad(summed_loss(now, one, y[i : i + 1]), parameters, allow_unused=True)
                 for own, slope in zip(total, slopes, strict=True):
                     own += 0 if slope is None else wide(slope).square()
@@ -396,7 +399,7 @@ def input_norms(now: Context, layers: Sequence[str]) -> dict[str, Tensor]:
     def note(name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = wide(inputs[0]).square()
-            found = x.flatten(0, -2).sum(0) if isinstance(layer, nn.Linear) else x.sum((0, 2, 3))
+            found = x.flatten(0, -2).sum(0) if isinstance(layer, nn.Linear) else x.transpose(0, 1).flatten(1).sum(1)
             squares[name] = squares.get(name, 0) + found
 
         return hook
@@ -413,7 +416,11 @@ def input_norms(now: Context, layers: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _wanda(now: Context, names: Sequence[str]) -> dict[str, Tensor]:
-    sizes, own = input_norms(now, [layer_of(name) for name in names]), magnitude(now.model, names)
+    layers = {layer_of(name): now.model.get_submodule(layer_of(name)) for name in names}
+    if other := [n for n, m in layers.items() if not isinstance(m, nn.Linear | _ConvNd) or unit_axis(m) != 0]:
+        kind = type(layers[other[0]]).__name__
+        raise PrunelabError(f"layer {other[0]!r} is a {kind}, and wanda knows Linear and Conv: name those in layers=")
+    sizes, own = input_norms(now, list(layers)), magnitude(now.model, names)
     if idle := [name for name in names if layer_of(name) not in sizes]:
         why = "is not called as a module (it is unused, or part of an attention), so its inputs are not seen"
         raise PrunelabError(f"layer {layer_of(idle[0])!r} {why}: name the others in layers=")
@@ -429,7 +436,7 @@ def _along_inputs(model: nn.Module, name: str, size: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return size.expand_as(weight)
     per_group = size.view(layer.groups, 1, -1).expand(-1, len(weight) // layer.groups, -1).flatten(0, 1)
-    return per_group.view(*weight.shape[:2], 1, 1).expand_as(weight)
+    return per_group.view(*weight.shape[:2], *[1] * (weight.dim() - 2)).expand_as(weight)
 
 
 def _ranks(score: Tensor, mask: Tensor) -> Tensor:

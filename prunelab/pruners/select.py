@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunelab.errors import PrunelabError, nearest
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.masks import MaskError, Masks, layer_of, unit_axis
 from prunelab.pruners.partition import kth_lowest
 from prunelab.pruners.roles import outputs
 
@@ -84,7 +85,7 @@ def keep_highest(
             where = names[0] if len(names) == 1 else f"{len(names)} parameters"
             raise MaskError(f"{number} entries cannot go from {where}: choose a number from 0 to {left}, what is left")
         kept.update(_without_lowest({name: scores[name] for name in names}, current, number, generator))
-    after = Masks(kept)
+    after = Masks(kept, current.unmasked)
     for name in after:
         if current.counts[name] and not after.counts[name] and not allow_empty:
             what = f"layer {name.removesuffix('.weight')!r} would lose all {current.counts[name]} that it has left"
@@ -103,31 +104,45 @@ def keep_highest_units(
     return dict(keep_highest(scores, Masks(current), count, generator, allow_empty))
 
 
-def units_of(masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
-    """Layer name -> which of its units, the rows of the weight, still have a weight; bool, 1-D."""
-    return {layer_of(name): masks[name].flatten(1).count_nonzero(1) > 0 for name in names}
+def units_of(model: nn.Module, masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
+    """Layer name -> which of its units, along ``unit_axis`` of the weight, still have a weight; bool, 1-D."""
+    return {layer_of(name): by_unit(model, name, masks[name]).count_nonzero(1) > 0 for name in names}
+
+
+def by_unit(model: nn.Module, name: str, values: Tensor) -> Tensor:
+    """What belongs to the entries of a weight as [units, entries of each]."""
+    return values.movedim(unit_axis(model.get_submodule(layer_of(name))) or 0, 0).flatten(1)
 
 
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
     """The weights in ``current`` whose entries, or whose units, compete, in the order of the modules.
 
-    Neurons are the outputs of Linear layers, filters those of Conv2d layers, units both. Layers that give the answers
-    have no units that compete (our own rule): those whose units reach what the model returns with no weights in
-    between, as both heads of a network with two; where the model cannot be traced, the last layer that it declares.
+    Entries compete in every mask of two or more dimensions. Neurons are the outputs of Linear layers (and of the
+    ``Conv1D`` of transformers), filters those of convolutions, units both; see ``masks.unit_axis``. Layers that give
+    the answers have no units that compete (our own rule): those whose units reach what the model returns with no
+    weights in between, as both heads of a network with two; where the model cannot be traced, the last layer that it
+    declares.
 
     Raises:
         MaskError: none competes.
     """
-    kind = {"neuron": nn.Linear, "filter": nn.Conv2d}.get(granularity, nn.Linear | nn.Conv2d)
-    answers = {id(layer._parameters.get("weight")) for layer in outputs(model)} if granularity != "weight" else set()
     names: dict[int, str] = {}  # a weight that layers share competes once
-    for layer, module in model.named_modules():
-        name = f"{layer}.weight" if layer else "weight"
-        if name in current and isinstance(module, kind) and id(module.weight) not in answers:
-            names.setdefault(id(module.weight), name)
+    if granularity == "weight":
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in current and current[name].ndim > 1:
+                names.setdefault(id(parameter), name)
+    else:
+        answers = {id(layer._parameters.get("weight")) for layer in outputs(model)}
+        for layer, module in model.named_modules():
+            name, axis = f"{layer}.weight" if layer else "weight", unit_axis(module)
+            fits = axis is not None and granularity in ("unit", "filter" if isinstance(module, _ConvNd) else "neuron")
+            if name in current and fits and id(module.weight) not in answers:
+                names.setdefault(id(module.weight), name)
     if not names:
-        what = kind.__name__ if isinstance(kind, type) else "layer"
-        where = "masked layer" if granularity == "weight" else f"masked {what} before the last layer"
+        what = {"weight": "layer", "neuron": "Linear", "filter": "convolution"}.get(
+            granularity, "Linear or convolution"
+        )
+        where = f"masked {what}" + " before the last layer" * (granularity != "weight")
         raise MaskError(f"granularity {granularity!r}: the model has no {where}, so there is nothing to prune")
     return list(names.values())
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from prunelab.masks import MaskError, Masks, layer_of, prunable
+from prunelab.masks import MaskError, Masks, layer_of, prunable, unit_axis
 from prunelab.pruners.roles import norms_behind
 from prunelab.pruners.select import Granularity, Scope, amount_to_count, keep_highest, scored_names
 from prunelab.structure.groups import Groups, Role, Slice, Space, channel_groups
@@ -21,6 +21,7 @@ from prunelab.structure.groups import Groups, Role, Slice, Space, channel_groups
 if TYPE_CHECKING:
     from prunelab.pruners.base import Context
 
+_ROLES: Mapping[str, Role] = {"weight": "out", "bias": "bias"}
 COUPLED = ("channel", "head")
 Combine = Literal["sum", "mean", "max"]
 # [entries of a slice, the rest], and which of them are left, bool [entries] -> one number for each entry
@@ -66,18 +67,27 @@ def rows(model: nn.Module, layers: Iterable[str]) -> Groups:
     """The units of single layers: a row of the weight, with its bias, and scale and shift of a BatchNorm behind it.
 
     Without the latter a masked unit would give the constant that BatchNorm makes of 0.
+
+    Raises:
+        MaskError: a layer, or a BatchNorm behind it, has more parameters than weight and bias.
     """
     layers = list(layers)
     behind, spaces, shapes = norms_behind(model, layers), {}, {}
     for layer in layers:
+        module = model.get_submodule(layer)
+        axis = unit_axis(module) or 0
+        size = module.weight.shape[axis]
         slices = []
-        for module in (layer, behind[layer]) if layer in behind else (layer,):
-            for own, role in (("weight", "out"), ("bias", "bias")):
-                name, parameter = f"{module}.{own}" if module else own, model.get_submodule(module)._parameters.get(own)
-                if parameter is not None:
-                    slices.append(Slice(name, 0, torch.arange(len(parameter)), role if module == layer else "affine"))
-                    shapes[name] = tuple(parameter.shape)
-        size = len(model.get_submodule(layer).weight)
+        for where in (layer, behind[layer]) if layer in behind else (layer,):
+            for own, parameter in model.get_submodule(where).named_parameters(recurse=False):
+                name, role = f"{where}.{own}" if where else own, _ROLES.get(own)
+                if role is None:
+                    kind = type(model.get_submodule(where)).__name__
+                    what = f"layer {where!r} ({kind}) has the parameter {own!r} beside weight and bias"
+                    raise MaskError(f"{what}, and which part of it is a unit's is not known: leave it out with layers=")
+                along = axis if where == layer and own == "weight" else 0
+                slices.append(Slice(name, along, torch.arange(size), role if where == layer else "affine"))
+                shapes[name] = tuple(parameter.shape)
         spaces[layer] = Space(layer, size, tuple(slices), None, torch.zeros(size, dtype=torch.bool))
     return Groups(spaces, {name: name for name in shapes}, shapes)
 

@@ -77,7 +77,7 @@ class WhileTraining(Pruner):
     def prune(self, now: Context, amount: float) -> Step:
         """Remove what is due."""
         names = scored_names(now.model, now.masks, self.granularity)
-        there = units_of(now.masks, names)
+        there = units_of(now.model, now.masks, names)
         began = {layer: int(now.state.get(layer, torch.tensor(len(keep)))) for layer, keep in there.items()}
         epochs = now.progress.epochs
         when = len(now.progress.losses) - 1, self.start * epochs, self.stop * epochs
@@ -104,7 +104,7 @@ class WhileTraining(Pruner):
             for name, columns in _inputs_left(now).items():
                 if name in sizes:
                     sizes[name] = torch.zeros_like(sizes[name]).index_copy_(1, columns, sizes[name][:, columns])
-            return reduce_to_units(sizes, names)
+            return reduce_to_units(now.model, sizes, names)
         sums, samples = unit_sums(now.model, [layer_of(name) for name in names], now.inputs(), _mean_over_positions)
         return {layer: (total / samples).float() for layer, total in sums.items()}
 

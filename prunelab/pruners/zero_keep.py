@@ -47,7 +47,7 @@ class ZeroKeep(Pruner):
         """Needs no data."""
         zeroed = self.zeroed(now.model, now.masks)
         names = scored_names(now.model, zeroed, "unit")
-        there = units_of(zeroed, names)
+        there = units_of(now.model, zeroed, names)
         share = {layer_of(n): 1 - zeroed[n].flatten(1).float().mean(1) for n in names}
         scores = {layer: value.masked_fill(~there[layer], torch.inf) for layer, value in share.items()}
         if not self.allow_empty:

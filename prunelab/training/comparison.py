@@ -97,7 +97,7 @@ def compare(
             rate = f", {100 * amount:.10g}% a round" if len(amounts) > 1 else ""
             for name, prune in _with_baselines(chosen, amount, rounds).items():
                 own = Run(
-                    Data(data, train_size=train_size, test_size=test_size),
+                    Data(data, train_size=train_size or None, test_size=test_size or None),
                     Model(model, tuple(hidden)),
                     train,
                     prune,

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from prunelab import models, pruners
 from prunelab.chains import ShrinkError, live_units
 from prunelab.data import Dataset
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, first_line
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.pruners import Context, Step
 from prunelab.pruners.base import Progress
 from prunelab.pruners.units import keep_as_many
 from prunelab.runs import Checkpoint, Store, provenance
+from prunelab.runs.records import Damaged
 from prunelab.settings import Run
 from prunelab.structure import cost
 from prunelab.structure.frozen import learning_macs
@@ -30,6 +31,7 @@ from prunelab.training.history import Ledger
 from prunelab.training.load import masks_at, reshaped
 from prunelab.training.observe import Seen, Watch, most_epochs, pruned_after
 from prunelab.training.train import EVALUATION_BATCH, Epoch, Evaluation, Member, Population, generator
+from prunelab.training.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +70,10 @@ class Running:
         self.ledger = Ledger(dense, dense_masks)
         self.member = Member(dense, run.train, dense_masks, generator(run.seed, "order"))  # the ledger has shapes only
         self.state = dict(self.pruner.begin(self.member.model))
-        frozen = () if writer.checkpoint is None else tuple(writer.checkpoint.state.get("frozen", ()))
-        if writer.checkpoint is not None:
-            self._resume(writer.checkpoint)
+        checkpoint = writer.checkpoint
+        frozen = () if checkpoint is None else tuple(checkpoint.state.get("frozen", ()))
+        if checkpoint is not None:
+            self._resume(checkpoint)
         if not self.round and not self.pruner.penalises:
             self.member.beginning = run.model, run.train, run.seed  # whatever prunes it later
         self.member.model.to(where)
@@ -184,7 +187,7 @@ class Running:
         run, other = pruned_after(self.run, row["epoch"]), contextlib.ExitStack()
         if (status := self.store.status(run)) != "missing":
             raise PrunelabError(f"run {run.id} is {status} in the store already: go on with that one, or discard it")
-        writer = other.enter_context(self.store.claim(run, wait=False))
+        writer = other.enter_context(self.store.claim(run, wait=False, versions=versions(run)))
         self.claim.close()
         self.claim.push(other)
         self.run, self.writer, self.acts = run, writer, True
@@ -472,6 +475,19 @@ class Running:
         self.writer.save(Checkpoint(_arrays(tensors), state, self.rounds, self.epochs))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; one that does not fit the settings is as good as damaged.
+
+        Raises:
+            Damaged: it does not fit.
+        """
+        try:
+            self._take_over(checkpoint)
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"the checkpoint of {self.run.id} does not fit its settings ({first_line(error)})") from None
+        if checkpoint.state["final"]:
+            self._seal()
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
         tensors = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.tensors.items()}
         state = checkpoint.state
 
@@ -498,8 +514,7 @@ class Running:
         member.best_loss, member.stale, member.best = state["best_loss"], state["stale"], part("best") or None
         if self.round and not self.during:
             member.train = self.run.retrain or self.run.train
-        if state["final"]:
-            self._seal()
+        member.masks.check(member.model)
 
 
 def _machine(where: str) -> tuple[str, int]:

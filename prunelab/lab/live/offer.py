@@ -30,9 +30,9 @@ def offered(model: nn.Module, dense: Masks, data: bool = True) -> dict[str, list
     if not {"neuron", "filter"} <= set(kinds):
         kinds = [kind for kind in kinds if kind != "unit"]  # it would be the same as the one that there is
     found = {}
-    for name, (pruner, preset, default) in pruners.METHODS.items():
+    for name, (pruner, preset, default, _) in pruners.METHODS.items():
         fields = {each.name for each in dataclasses.fields(pruner)}  # type: ignore[arg-type]
-        plain = any(other is pruner and not set_ for other, set_, _ in pruners.METHODS.values())
+        plain = any(other is pruner and not set_ for other, set_, *_ in pruners.METHODS.values())
         rest = {key: value for key, value in preset.items() if key != "granularity"}
         if not fields >= NEEDED or (preset and plain and pruner(**rest) == pruner()):
             continue

@@ -205,7 +205,7 @@ class Subject:
                 left += self.base.masks.counts[name]
             else:
                 weight = f"{name}.weight" if name else "weight"
-                left += int(units_of(self.base.masks, [weight])[name].sum())
+                left += int(units_of(self._model, self.base.masks, [weight])[name].sum())
         total = sum(score.numel() for score in scores.values())
         return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
 
@@ -318,7 +318,7 @@ def _chain(model: nn.Module) -> list[str] | None:
 
 
 def _build(position: Position) -> Ranking:
-    pruner, preset, _ = pruners.METHODS[position.method]
+    pruner, preset, *_ = pruners.METHODS[position.method]
     options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
     if "granularity" in {each.name for each in dataclasses.fields(pruner)} - set(preset):  # type: ignore[arg-type]
         options["granularity"] = position.granularity
