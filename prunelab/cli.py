@@ -59,6 +59,7 @@ def reproduce(
     p: Annotated[Many, tyro.conf.arg(aliases=["-p"], metavar="NAME=VALUE")] = (),
     jobs: int | None = None,
     device: str | None = None,
+    engine: str | None = None,
     force: bool = False,
     into: Path | None = None,
 ) -> int:
@@ -71,6 +72,7 @@ def reproduce(
         p: a parameter of the notebooks; may be given several times.
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
+        engine: local, dask or ray, or a cluster that exists, dask://HOST:PORT or ray://HOST:PORT.
         force: run also what is up to date.
         into: folder of the figures; left out: out. `--into figures` is for those who commit what comes out.
     """
@@ -83,11 +85,13 @@ def reproduce(
         from prunelab.training.train import device as known
 
         known(device)
+    _known_engine(engine)
     whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
     found = reproduce.chosen(artefacts, paper)
     machine = {"jobs": jobs, "device": device}
     failed = 0
-    with _moved("PRUNELAB_OUT", into):
+    folder = None if into is None else str(into.expanduser().resolve())
+    with _variable("PRUNELAB_OUT", folder), _variable("PRUNELAB_ENGINE", engine):
         plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
         for number, job in enumerate(plan, 1):
             head = f"[{number}/{len(plan)}] {job.artefact.id}"
@@ -102,17 +106,24 @@ def reproduce(
 
 
 @contextlib.contextmanager
-def _moved(variable: str, folder: Path | None) -> Iterator[None]:
-    """A place elsewhere as long as the ``with`` lasts, for notebooks too; None: where it is."""
-    before = os.environ.get(variable)
-    if folder is not None:
-        os.environ[variable] = str(folder.expanduser().resolve())
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable as long as the ``with`` lasts, for notebooks too; None: as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
-        if folder is not None:
-            os.environ.pop(variable)
-            os.environ.update({} if before is None else {variable: before})
+        if value is not None:
+            os.environ.pop(name)
+            os.environ.update({} if before is None else {name: before})
+
+
+def _known_engine(engine: str | None) -> None:
+    if engine is not None:
+        from prunelab.training.engines import parse
+
+        parse(engine)
 
 
 def _beside_committed(jobs: Iterable[Job]) -> None:
@@ -141,6 +152,7 @@ def compare(
     controls: bool = False,
     jobs: int | None = None,
     device: str = "auto",
+    engine: str | None = None,
     save: Path | None = None,
 ) -> int:
     """Put pruning methods beside each other, and beside random and magnitude pruning, with one training budget.
@@ -158,6 +170,7 @@ def compare(
         controls: also shuffled masks, magnitude with each method's layer proportions, and its masks on new weights.
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
+        engine: local, dask or ray, or a cluster that exists, dask://HOST:PORT or ray://HOST:PORT.
         save: a file for the numbers, one row per run and round, as CSV.
     """
     from prunelab.plots import checklist, tables
@@ -181,7 +194,7 @@ def compare(
     named = {(model, name): runs for model, study in studies.items() for name, runs in study.items()}
     several = len(studies) > 1
     labels = {key: f"{key[0]}: {key[1]}" if several else key[1] for key in named}
-    results = run_all({labels[key]: runs for key, runs in named.items()}, jobs=jobs, device=device)
+    results = run_all({labels[key]: runs for key, runs in named.items()}, jobs=jobs, device=device, engine=engine)
     found = results.rounds
     metrics = ["test_accuracy", "compression_ratio", "effective_macs"]
     print(_fitted(tables.comparison(found, by=["strategy", "round"], metrics=metrics)))
@@ -271,8 +284,14 @@ def verify(artefacts: Names = (), /) -> int:
     return FAILED if any(check.problem for check in checks) else 0
 
 
-def status() -> int:
-    """Which artefacts, runs and data sets are there."""
+def status(engine: str | None = None) -> int:
+    """Which artefacts, runs and data sets are there, or what trains where on a cluster.
+
+    Args:
+        engine: dask://HOST:PORT or ray://HOST:PORT: show what its workers train now.
+    """
+    if engine is not None:
+        return _cluster(engine)
     from prunelab import data, papers
     from prunelab.plots import gallery
     from prunelab.runs import Store
@@ -294,6 +313,18 @@ def status() -> int:
     print(f"\nruns in {store.root}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none"))
     ready = [row["name"] for row in data.available() if row["prepared"]]
     print(f"prepared data sets in {paths.cache()}: {', '.join(ready) or 'none'}")
+    return 0
+
+
+def _cluster(engine: str) -> int:
+    from prunelab.training.engines import EngineError, opened, parse
+
+    if not parse(engine)[1]:
+        raise EngineError(f"engine = {engine!r}: give the address of a cluster that exists, as dask://HOST:PORT")
+    with opened(engine, "cpu") as cluster:
+        print(f"{cluster.describe()}: {cluster.workers} workers")
+        for worker, part in cluster.running():
+            print(f"{worker:28s} {part}")
     return 0
 
 
