@@ -6,10 +6,8 @@ through ``torch.func``, exports, and saves as an ordinary state_dict of the dens
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from prunelab import digest
 from prunelab.errors import PrunelabError, nearest
 from prunelab.gates import Gate
 
+_FORMAT = "prunelab masks 2"  # of files; those without a number have no digest
 _ROWS_SHOWN = 48  # of a table on the screen; one line says how many more there are
 
 
@@ -204,17 +204,13 @@ class Masks(Mapping[str, Tensor]):
             MaskError: the folder does not exist or cannot be written.
         """
         path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         tensors = {name: mask.cpu().contiguous() for name, mask in self.items()}
         try:
-            safetensors.torch.save_file(tensors, part, metadata={"format": "prunelab masks"})
-            part.replace(path)
+            with digest.sealing(path) as part:
+                safetensors.torch.save_file(tensors, part, metadata={"format": _FORMAT, **digest.IN_TENSORS})
         except (OSError, SafetensorError) as error:
             why = "the folder does not exist" if not path.parent.is_dir() else _line(error)
             raise MaskError(f"{path}: masks cannot be written there ({why}): choose another place") from None
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
@@ -226,9 +222,14 @@ class Masks(Mapping[str, Tensor]):
         if not Path(path).is_file():
             raise MaskError(f"{path}: there is no such file; Masks.save writes one")
         try:
-            return cls(safetensors.torch.load_file(path))
-        except (OSError, SafetensorError) as error:
+            data = Path(path).read_bytes()
+            if not digest.check(data) and digest.metadata(data).get("format") == _FORMAT:  # older files have none
+                raise ValueError("its digest is gone")
+            masks = safetensors.torch.load(data)
+        except (OSError, ValueError, SafetensorError) as error:
             raise MaskError(f"{path}: not a file of masks ({_line(error)}): write it again with Masks.save") from None
+        try:
+            return cls(masks)
         except MaskError as error:
             raise MaskError(f"{path}: {error}") from None
 

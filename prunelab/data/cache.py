@@ -175,10 +175,8 @@ def _write(raw: Raw, name: str, version: int, path: Path) -> None:
         **digest.IN_TENSORS,
     }
     try:
-        with paths.replacing(path) as part:
+        with digest.sealing(path) as part:
             save_file(raw.tensors, part, metadata=metadata)
-            with part.open("r+b") as file:
-                digest.seal(file)
     except SafetensorError as error:
         raise OSError(first_line(error)) from None
 
@@ -186,10 +184,11 @@ def _write(raw: Raw, name: str, version: int, path: Path) -> None:
 def _outdated(path: Path) -> bool:
     """Whether a prepared file is of another format, or was made by another version of the reader."""
     try:
-        digest.check(path, whole=False)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError):
+        with path.open("rb") as file:
+            start = digest.head(file)
+        digest.check(start, whole=False)
+        metadata = digest.metadata(start)
+    except (OSError, ValueError):
         return False  # damaged, which is said when it is read
     made = metadata.get("format"), metadata.get("reader", "1")
     now = FORMAT, str(_source(path.stem).version)

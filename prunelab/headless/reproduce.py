@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import tempfile
@@ -49,13 +50,17 @@ class Job:
         return self.executed.with_suffix(f".{self.parameters.get('preset', 'quick')}.json")
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the result, apart from the package's own code beside the protocols."""
-        claims = repr(self.artefact.claims)
-        protocols = sorted((paths.PACKAGE / "protocols").glob("*.py"))
+        """All that decides the result, apart from the package's own code, whose versions stand in the figure.
+
+        Of code it is what it does that counts: comments, docstrings and the words of a notebook change nothing.
+        """
+        cells = json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        study = sorted((paths.PACKAGE / "papers" / self.artefact.paper).rglob("*.py"))
         return {
-            "notebook": _digest(self.notebook.read_bytes()),
-            "protocols": _digest(b"".join(file.read_bytes() for file in protocols)),
-            "claims": _digest(claims.encode()),
+            "notebook": _digest("\n".join(map(_meaning, code)).encode()),
+            "study": _digest("\n".join(_meaning(file.read_text(encoding="utf-8")) for file in study).encode()),
+            "claims": _digest(repr(self.artefact.claims).encode()),
             "parameters": {name: value for name, value in self.parameters.items() if name not in MACHINE},
         }
 
@@ -79,13 +84,38 @@ class Job:
             before = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return before == {**self.fingerprint(), "figures": self.figures()} and bool(before["figures"])
+        same = before == {**self.fingerprint(), "figures": self.figures()} and bool(before["figures"])
+        return same and not any(map(made_otherwise, before["figures"]))
 
     def remember(self) -> None:
         """Note that it was run."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
         record = {**self.fingerprint(), "figures": self.figures()}
         self.record.write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def made_otherwise(figure: str) -> str:
+    """What of a figure was made by another version of a method, model or reader of data, in words.
+
+    Args:
+        figure: relative to the figures folder, with or without its ending.
+    """
+    from prunelab.training.versions import made_otherwise  # here, because it loads torch
+
+    facts = gallery.saved(figure.partition(".")[0]) or {}
+    return made_otherwise(facts.get("versions", ()))
+
+
+def _meaning(code: str) -> str:
+    """Python as the tree that its parser makes of it, without docstrings; as it is, where it is more than Python."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # a magic of IPython
+        return code
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _digest(content: bytes) -> str:
@@ -213,13 +243,17 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
 
     checks = []
     for artefact in artefacts:
-        facts = gallery.saved(artefact.figure)
+        try:
+            facts = gallery.saved(artefact.figure)
+        except PrunelabError as error:
+            checks.append(Check(artefact, "", "", str(error)))
+            continue
         if facts is None:
             checks.append(Check(artefact, "", "not made yet", ""))
             continue
         claims = facts.get("claims") or []
         try:
-            problem = _missing(artefact) or _misjudged(artefact, claims)
+            problem = _damaged(artefact) or _misjudged(artefact, claims)
             verdict = tables.summary(claim["verdict"] for claim in claims)
             if claims:
                 tables.stored_verdicts(claims)
@@ -230,12 +264,9 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
     return checks
 
 
-def _missing(artefact: Artefact) -> str:
-    base = paths.figures() / artefact.figure
-    gone = [ending for ending in (".png", ".csv") if not base.with_name(base.name + ending).is_file()]
-    return (
-        f"figures/{artefact.figure}{gone[0]} is missing; run `prunelab reproduce {artefact.id} --force`" if gone else ""
-    )
+def _damaged(artefact: Artefact) -> str:
+    what = gallery.damage(artefact.figure)
+    return f"{what}; run `prunelab reproduce {artefact.id} --force`" if what else ""
 
 
 def _misjudged(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -107,12 +107,8 @@ def _check_places(path: Path, out: Path, cwd: Path) -> None:
 
 def _move(part: Path, target: Path) -> bool:
     """Put a file in its place at one stroke, also across file systems."""
-    near = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with paths.replacing(target) as near:
         shutil.copyfile(part, near)
-        near.replace(target)
-    finally:
-        near.unlink(missing_ok=True)
     return True
 
 

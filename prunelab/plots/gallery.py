@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prunelab import paths
+from prunelab import digest, paths
 from prunelab.errors import PrunelabError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
 
     Returns:
         Plain values, those that are known: preset, n (seeds, in words), interval, data, hardware, runs, minutes
-        (training and pruning of all runs), git_commit, torch_version.
+        (training and pruning of all runs), git_commit, torch_version, versions (of methods, models and readers of data:
+        rows of kind, name, version).
     """
     if preset not in PRESETS:
         raise PrunelabError(f"preset = {preset!r}: {nearest(preset, PRESETS)}")
@@ -63,6 +63,12 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
         "git_commit": seen("git_commit"),
         "torch_version": seen("torch_version"),
+        "versions": [
+            {"kind": kind, "name": str(name), "version": int(version)}
+            for kind, column in (("method", "method"), ("model", "model.name"), ("data", "data"))
+            if {column, f"version.{kind}"} <= {*rounds}
+            for name, version in sorted({*zip(rounds[column], rounds[f"version.{kind}"], strict=True)})
+        ],
     }
     known = {key: value for key, value in facts.items() if value not in (None, [])}
     return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
@@ -126,30 +132,27 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
     name, note = _destination(artefact, preset)
     base = paths.figures() / name
-    facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
-    files = {
-        ".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
-        ".json": (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
-    }
+    files = {".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()}
     if picture is not None:
         files[".png"] = _png(picture)
-    parts = {
-        base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
-        for ending in files
+    facts = {
+        **provenance,
+        "artefact": artefact,
+        "alt": alt or f"table with {len(data)} rows",
+        "files": {ending: digest.of(content) for ending, content in files.items()},
+        digest.THIS: digest.BLANK,
     }
+    text = json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    files[".json"] = digest.sealed(text.encode())
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        for part, content in zip(parts, files.values(), strict=True):
-            part.write_bytes(content)
-        for part, final in parts.items():
-            part.replace(final)
+        with contextlib.ExitStack() as all_or_none:
+            for ending, content in reversed(files.items()):  # the one that holds the digests is moved last
+                part = all_or_none.enter_context(paths.replacing(base.with_name(base.name + ending)))
+                part.write_bytes(content)
     except OSError as error:
         what = f"{base}.*: cannot be written ({error.strerror})"
         raise PrunelabError(f"{what}: set PRUNELAB_FIGURES to a folder that can") from None
-    finally:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
     png = base.with_name(base.name + ".png") if picture is not None else None
     return Saved(name, png, base.with_name(base.name + ".csv"), base.with_name(base.name + ".json"), note)
 
@@ -162,16 +165,35 @@ def saved(artefact: str, preset: str | None = None) -> dict[str, Any] | None:
     """
     path = paths.figures() / (preset or "") / f"{artefact}.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise PrunelabError(f"{path}: cannot be read ({error.strerror}): set PRUNELAB_FIGURES to a folder") from None
-    except ValueError as error:
-        raise PrunelabError(f"{path}: not readable as JSON ({error}); delete it and make the artefact again") from None
+    try:
+        sealed, facts = digest.check(data), json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PrunelabError(f"{path}: damaged, or no JSON ({error}); delete it and make the artefact again") from None
+    if isinstance(facts, dict) and "files" in facts and not sealed:
+        raise PrunelabError(f"{path}: damaged (its digest is gone); delete it and make the artefact again")
     if not isinstance(facts, dict) or facts.get("preset") not in PRESETS:
         raise PrunelabError(f"{path}: names no preset; delete it and make the artefact again")
     return facts
+
+
+def damage(artefact: str) -> str:
+    """What of the files beside a saved artefact is gone or is not what was written, in words; empty if nothing is.
+
+    Of artefacts from before there were digests it is only seen whether they are there.
+    """
+    base, facts = paths.figures() / artefact, saved(artefact) or {}
+    for ending, sha256 in {".png": "", ".csv": "", **facts.get("files", {})}.items():
+        file = base.with_name(base.name + ending)
+        if not file.is_file():
+            return f"figures/{artefact}{ending} is missing"
+        if sha256 and digest.of(file) != sha256:
+            return f"figures/{artefact}{ending} is not what was saved with it"
+    return ""
 
 
 def _destination(artefact: str, preset: str) -> tuple[str, str]:

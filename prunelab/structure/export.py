@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from prunelab import folding
+from prunelab import digest, folding
 from prunelab.architecture import build, describe
 from prunelab.errors import PrunelabError
 from prunelab.gates import Gate
 from prunelab.masks import Masks
+from prunelab.paths import replacing
 
-_FORMAT = "prunelab model 1"
+_FORMAT = "prunelab model 2"
 
 
 class ExportError(PrunelabError):
@@ -47,7 +46,6 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
         ExportError: the place cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     state = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     tied = {name: first[id(own)] for name, own in state.items() if first.setdefault(id(own), name) != name}
@@ -56,16 +54,13 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
     tensors = {f"model/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     tensors |= {f"mask/{name}": mask.cpu().contiguous() for name, mask in (masks or {}).items()}
     facts = {"architecture": describe(model), "tied": tied, "groups": groups}
-    metadata = {"format": _FORMAT, **{name: json.dumps(fact) for name, fact in facts.items()}}
+    metadata = {"format": _FORMAT, **{name: json.dumps(fact) for name, fact in facts.items()}, **digest.IN_TENSORS}
     try:
-        save_file(tensors, part, metadata=metadata)
-        part.replace(path)
+        with digest.sealing(path) as part:
+            save_file(tensors, part, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         why = "the folder does not exist" if not path.parent.is_dir() else " ".join(str(error).split())
         raise ExportError(f"{path}: the model cannot be written there ({why}): choose another place") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return path
 
 
@@ -85,11 +80,13 @@ def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Ma
     if not path.is_file():
         raise ExportError(f"{path}: there is no such file; export.save writes one")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
+        data = path.read_bytes()
+        sealed, metadata, tensors = digest.check(data), digest.metadata(data), safetensors.torch.load(data)
+        if metadata.get("format") == _FORMAT and not sealed:
+            raise ValueError("its digest is gone")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ExportError(f"{path}: not a safetensors file ({' '.join(str(error).split())}): save it again") from None
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") not in (_FORMAT, "prunelab model 1"):  # files of format 1 have no digest
         raise ExportError(f"{path}: no model of prunelab: its format is {metadata.get('format')!r}, not {_FORMAT!r}")
     try:
         described, tied, groups = (json.loads(metadata.get(n, "{}")) for n in ("architecture", "tied", "groups"))
@@ -173,7 +170,6 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
     """
     onnxruntime = _onnxruntime()
     path = Path(path)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.onnx")
     plain = copy.deepcopy(model).eval()
     try:
         with torch.no_grad():
@@ -188,28 +184,25 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             program = torch.onnx.export(
                 plain, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},), **names
             )
+        with replacing(path) as part:
             program.save(part)
-        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        if isinstance(batch := session.get_inputs()[0].shape[0], int):
-            raise ExportError(
-                f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
-                "a newer torch leaves it free"
-            )
-        (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
-        error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
-        if not error <= tolerance:
-            raise ExportError(
-                f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
-            )
-        part.replace(path)
+            session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+            if isinstance(batch := session.get_inputs()[0].shape[0], int):
+                raise ExportError(
+                    f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
+                    "a newer torch leaves it free"
+                )
+            (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+            error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+            if not error <= tolerance:
+                raise ExportError(
+                    f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
+                )
         return error
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch's exporter and onnxruntime have errors of many kinds
         raise ExportError(f"{path}: torch cannot export the model: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 class OnnxModel(nn.Module):
@@ -266,19 +259,15 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
             part = next(self.left, None)
             return None if part is None else {"input": part.numpy()}
 
-    to = Path(to)
-    part = to.with_name(f"{to.stem}.{os.getpid()}.part.onnx")
     before = logging.root.level
     try:
         logging.root.setLevel(logging.ERROR)  # it recommends a preprocessing whose work to_onnx has done
-        quantization.quantize_static(str(path), str(part), Reader(), per_channel=True)
-        part.replace(to)
+        with replacing(Path(to)) as part:
+            quantization.quantize_static(str(path), str(part), Reader(), per_channel=True)
     except Exception as error:  # noqa: BLE001 - likewise
         raise ExportError(f"{path}: onnxruntime cannot quantise it: {' '.join(str(error).split())[:200]}") from None
     finally:
         logging.root.setLevel(before)
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def _onnxruntime() -> Any:
