@@ -360,6 +360,18 @@ def test_runs_travel_and_what_is_there_stays(call, monkeypatch, tmp_path):
     assert call("runs", "export", tmp_path / "one.tar", ids[1]) == (0, [f"1 runs in {tmp_path / 'one.tar'}"], [])
 
 
+def test_damaged_runs_are_named_and_dropped_when_told(call):
+    ids = [save(RUNS[0]), save(RUNS[1], "failed"), save(RUNS[2], "interrupted")]
+    assert call("runs", "check") == (0, ["3 sound"], [])
+    masks = paths.runs() / ids[0] / "masks.safetensors"
+    masks.write_bytes(masks.read_bytes()[:-1])
+    for words, code, left in (((), 1, ids), (("--repair",), 0, ids[1:]), ((), 0, ids[1:])):
+        found, out, _ = call("runs", "check", *words)
+        assert (found, Store().ids(unfinished=True)) == (code, left)
+        assert out[0].startswith(f"{masks} is damaged (") == (len(out) == 2)
+        assert out[0].endswith(": dropped") == bool(words)
+
+
 def test_an_archive_that_cannot_be_written_or_read_is_one_line(call, tmp_path):
     save(RUNS[0])
     code, _, err = call("runs", "export", tmp_path / "nowhere" / "runs.tar")

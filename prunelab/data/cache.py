@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def fill(name: str, place: Path | None = None, *, overwrite: bool = False) -> Pa
         DataError: as for ``prepare``.
     """
     path = cached(name)
-    if path.exists() and not overwrite and not _outdated(path):
+    if not overwrite and os.path.exists(path) and not _outdated(path):  # noqa: PTH110 - Path's raises without permission
         return path
     source = _source(name, new=place is not None)
     if place is not None and not source.layout:

@@ -170,7 +170,20 @@ def unfinished(runs: Sequence[Run], store: Store) -> list[Run]:
     """
     with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock while it works
         odd = list(pool.map(lambda run: store.unusable(run, versions(run)), runs))
-    return [run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in ("complete", "failed")]
+    known = {run.id: run for run in runs}
+    done = ("complete", "failed")
+    missing = {run.id: run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in done}
+    for leader in {run.prune.masks_of for run in missing.values()} - missing.keys():
+        try:
+            if leader and store.status(leader) == "complete":
+                store.removals(leader)
+        except Damaged as error:
+            if leader not in known:
+                raise
+            log.warning("%s: it is trained again", error.what)
+            store.discard(leader)
+            missing[leader] = known[leader]
+    return list(missing.values())
 
 
 def asked_for(
