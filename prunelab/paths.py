@@ -32,8 +32,13 @@ def runs() -> Path:
 
 
 def figures() -> Path:
-    """The committed pictures and their numbers: ``PRUNELAB_FIGURES``, or ``figures/`` in the repository."""
+    """The committed pictures and their numbers, which are read: ``PRUNELAB_FIGURES``, or ``figures/`` here."""
     return _place("PRUNELAB_FIGURES", root() / "figures")
+
+
+def out() -> Path:
+    """Where notebooks leave pictures and numbers: ``PRUNELAB_OUT``, else ``PRUNELAB_FIGURES``, else ``out/`` here."""
+    return _place("PRUNELAB_OUT", _place("PRUNELAB_FIGURES", root() / "out"))
 
 
 def notebooks() -> Path:

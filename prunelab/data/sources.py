@@ -12,7 +12,6 @@ import torch
 
 from prunelab.data.files import DataError
 from prunelab.data.readers import (
-    Cifar,
     Raw,
     check_labels,
     read_cifar,
@@ -26,23 +25,6 @@ from prunelab.data.readers import (
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
-CIFAR_10 = Cifar(
-    "cifar-10-batches-bin",
-    "cifar-10-binary.tar.gz",
-    "c32a1d4ab5d03f1284b67883e8d87530",
-    {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
-    "batches.meta.txt",
-    labels=1,
-)
-CIFAR_100 = Cifar(
-    "cifar-100-binary",
-    "cifar-100-binary.tar.gz",
-    "03b5dce01913d631647c71ecec9e9cb8",
-    {"train": ["train.bin"], "test": ["test.bin"]},
-    "fine_label_names.txt",
-    labels=2,  # the coarse one, then the class
-)
 TINY_URL, TINY_MD5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 
 
@@ -115,9 +97,9 @@ def _fetch_torchvision(folder: Path, kind: str, below: str = "") -> Path:
     return folder / below
 
 
-def _fetch_url(folder: Path, url: str, md5: str) -> Path:
-    torchvision().datasets.utils.download_url(url, folder, md5=md5)
-    return folder / url.rpartition("/")[2]
+def _fetch_tiny_imagenet(folder: Path) -> Path:
+    torchvision().datasets.utils.download_url(TINY_URL, folder, md5=TINY_MD5)
+    return folder / "tiny-imagenet-200.zip"
 
 
 def _idx_source(title: str, kind: str, classes: tuple[str, ...]) -> Source:
@@ -127,10 +109,10 @@ def _idx_source(title: str, kind: str, classes: tuple[str, ...]) -> Source:
     )
 
 
-def _cifar_source(title: str, name: str, cifar: Cifar, classes: int) -> Source:
-    layout = (cifar.folder, cifar.archive, f"{name}-jpeg.tar")
-    fetch = partial(_fetch_url, url=f"{CIFAR_URL}/{cifar.archive}", md5=cifar.md5)
-    return Source(title, layout, partial(read_cifar, title=title, cifar=cifar), fetch, (3, 32, 32), classes)
+def _cifar_source(title: str, kind: str, folder: str, archive: str, classes: int) -> Source:
+    read = partial(read_cifar, title=title, kind=kind, folder=folder, archive=archive)
+    layout = (folder, archive, f"{kind.lower()}-jpeg.tar")
+    return Source(title, layout, read, partial(_fetch_torchvision, kind=kind), (3, 32, 32), classes)
 
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
@@ -143,13 +125,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "mnist": _idx_source("MNIST", "MNIST", DIGITS),
         "fashion_mnist": _idx_source("Fashion-MNIST", "FashionMNIST", FASHION),
-        "cifar10": _cifar_source("CIFAR-10", "cifar10", CIFAR_10, 10),
-        "cifar100": _cifar_source("CIFAR-100", "cifar100", CIFAR_100, 100),
+        "cifar10": _cifar_source("CIFAR-10", "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz", 10),
+        "cifar100": _cifar_source("CIFAR-100", "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz", 100),
         "tiny_imagenet": Source(
             "Tiny ImageNet",
             ("tiny-imagenet-200", "tiny-imagenet-200*.zip", "tiny-imagenet-200*.tar"),
             read_tiny_imagenet,
-            partial(_fetch_url, url=TINY_URL, md5=TINY_MD5),
+            _fetch_tiny_imagenet,
             (3, 64, 64),
         ),
     }

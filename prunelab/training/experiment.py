@@ -29,8 +29,6 @@ from torch import nn
 from prunelab import models, pruners
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
-from prunelab.pruners.during import DuringTraining
-from prunelab.pruners.oracle import Oracle
 from prunelab.runs import Store
 from prunelab.runs.progress import shown, tick
 from prunelab.runs.provenance import cores
@@ -39,8 +37,8 @@ from prunelab.settings import Run
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
-from prunelab.training.stack import stackable
-from prunelab.training.train import ALONE, Population, device, knows_bfloat16
+from prunelab.training.stack import ALONE, stackable
+from prunelab.training.train import Population, device, knows_bfloat16
 from prunelab.training.versions import versions
 
 log = logging.getLogger(__name__)
@@ -232,7 +230,7 @@ def check(runs: Iterable[Run]) -> None:
         pruner = pruners.build(run.prune)
         if run.prune.also_after:
             _check_also_after(run, pruner)
-        if getattr(pruner, "stores_features", False) and run.train.augment != "none":
+        if pruner.stores_features and run.train.augment != "none":
             raise PrunelabError(f"augment = {run.train.augment!r}: {run.prune.method!r} stores features, use 'none'")
         if run.data not in seen:
             seen[run.data] = load(run.data)
@@ -247,13 +245,11 @@ def check(runs: Iterable[Run]) -> None:
         checked.add(key)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
         pruners.first_masks(model, pruner, run.prune.layers)
-        if isinstance(pruner, DuringTraining):
-            pruner.check(model)
 
 
 def _check_numbers(run: Run, pruner: Any) -> None:
     """Refuse, where the targets are numbers, what only makes sense for classes."""
-    if getattr(pruner, "score", "") in ("snip", "taylor") or isinstance(pruner, Oracle):
+    if pruner.classes_only:
         raise PrunelabError(f"method {run.prune.method!r} looks at labels: {run.data.name} has numbers as targets")
     if run.train.augment != "none":
         raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")
@@ -262,7 +258,7 @@ def _check_numbers(run: Run, pruner: Any) -> None:
 def _check_also_after(run: Run, pruner: Any) -> None:
     """Refuse prunings on request that would never happen."""
     also, budget = run.prune.also_after, most_epochs(run)
-    if not isinstance(pruner, DuringTraining) and not run.prune.rounds:
+    if not pruner.while_training and not run.prune.rounds:
         raise PrunelabError(f"also_after = {also}: {run.prune.method!r} with rounds = 0 never prunes; leave it out")
     if max(also) >= budget:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")

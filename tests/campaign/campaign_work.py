@@ -76,7 +76,7 @@ def figure(folder, number):
         def png(self):
             return bytes([number % 256]) * 3_000_000
 
-    os.environ["PRUNELAB_FIGURES"] = folder
+    os.environ["PRUNELAB_FIGURES"] = os.environ["PRUNELAB_OUT"] = folder
     gallery.save(Picture(), "toy/line", pd.DataFrame({"x": [float(number)] * 5_000}), {"preset": "quick", "n": number})
 
 

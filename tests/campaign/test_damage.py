@@ -139,7 +139,7 @@ def model_file(folder):
     path = export.save(folder / "model.safetensors", model, prune(model, "magnitude", 0.5))
 
     def read():
-        loaded, masks = export.load(path)
+        loaded, masks = export.load(path, model)
         return same([same(dict(loaded.state_dict())), same(dict(masks)), repr(loaded)])
 
     return path, read
