@@ -57,16 +57,16 @@ class Masks(Mapping[str, Tensor]):
 
     def __init__(self, masks: Mapping[str, Tensor], unmasked: Mapping[str, Sequence[int]] | None = None) -> None:
         if not isinstance(masks, Mapping):
-            given = f"{masks!r}"[:40]
-            raise MaskError(f"masks should be parameter name -> mask, as of Masks.ones(model) or prune, not {given}")
+            what = "masks should be parameter name -> mask, as of Masks.ones(model) or prune"
+            raise MaskError(f"{what}, not {type(masks).__name__}")
         self._masks = {name: _boolean(name, mask) for name, mask in masks.items()}
         self.unmasked = None if unmasked is None else {n: tuple(s) for n, s in unmasked.items() if n not in masks}
 
     @classmethod
     def ones(cls, model: nn.Module, layers: Iterable[str] = ()) -> Masks:
         """Keep everything: masks of the weights of ``layers``, as ``prunable`` names them; biases get none."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
         names = prunable(model, layers)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         masked = {id(parameters[name]) for name in names}
         others = {n: () if is_lazy(p) else p.shape for n, p in model.named_parameters() if id(p) not in masked}
         return cls({name: torch.ones_like(parameters[name], dtype=torch.bool) for name in names}, others)
@@ -446,13 +446,11 @@ def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
         MaskError: a layer that does not exist, has no such parameter, or whose weight is no plain floating-point
             parameter with values.
     """
-    if not isinstance(model, nn.Module):
-        raise MaskError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    parameters = {name: tensor for name, tensor in maskable(model).items() if isinstance(tensor, nn.Parameter)}
     wanted, modules = named_layers(layers), dict(model.named_modules())
     known = {
         name: module for name, module in modules.items() if isinstance(module, _KINDS) or _is_turned_linear(module)
     }
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in wanted:
         if name not in modules and name not in parameters:
             raise MaskError(f"the model has no layer {name!r}: {nearest(name, known)}")
@@ -495,6 +493,8 @@ def _refuse(layer: str, name: str, weight: Tensor | None) -> None:
         raise MaskError(f"the weight of layer {layer!r} is {why}, {others}")
     if is_lazy(weight):
         raise MaskError(f"layer {layer!r} is lazy and has no shape yet: run one batch through the model, {others}")
+    if weight.is_meta:
+        raise MaskError(f"{name} is on the device meta and has no values: load the weights of the model first")
     if not (weight.is_floating_point() or weight.is_complex()):
         kind = str(weight.dtype).removeprefix("torch.")
         raise MaskError(f"{name} is {kind}, as quantised weights are: prune before you quantise, {others}")
@@ -512,7 +512,7 @@ def named_layers(layers: Iterable[str] | None) -> list[str]:
     names = list(names)
     for name in names:
         if not isinstance(name, str):
-            raise MaskError(f"layers: {name!r:.60} is no name: give names of layers, as in model.named_modules()")
+            raise MaskError(f"layers: {type(name).__name__} is no name: give names as in model.named_modules()")
     return names
 
 
@@ -533,7 +533,13 @@ def _is_turned_linear(layer: nn.Module) -> bool:
 
 
 def maskable(model: nn.Module) -> dict[str, Tensor]:
-    """All that a mask can be for, by name: the parameters, and what the gates let through."""
+    """All that a mask can be for, by name: the parameters, and what the gates let through.
+
+    Raises:
+        MaskError: ``model`` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise MaskError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     gates = ((name, module) for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Gate))
     return found | {f"{name}.open" if name else "open": gate.open for name, gate in gates}
@@ -549,6 +555,8 @@ def _boolean(name: str, mask: Tensor) -> Tensor:
         raise MaskError(f"{name!r}: a mask should be under the name of its parameter, which is a text")
     if not isinstance(mask, Tensor):
         raise MaskError(f"{name}: a mask should be a tensor of True and False, not {type(mask).__name__}")
+    if mask.layout != torch.strided or mask.is_meta or mask.is_quantized or mask.is_complex():
+        raise MaskError(f"{name}: a mask should be a dense tensor of True and False, of values that are known")
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise MaskError(f"{name}: a mask should hold only True and False, or only 1 and 0")
     return mask.detach().to(torch.bool, copy=True)

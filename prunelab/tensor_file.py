@@ -47,7 +47,7 @@ class TensorFile:
         Raises:
             PrunelabError: of the class ``error``: the folder does not exist or cannot be written.
         """
-        path = Path(path)
+        path = self._path(path)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         facts = {"format": self.format, **facts}
@@ -69,7 +69,7 @@ class TensorFile:
         Raises:
             PrunelabError: of the class ``error``: the file is absent, of another kind, or damaged.
         """
-        path = Path(path)
+        path = self._path(path)
         if not path.is_file():
             raise self.error(f"{path}: there is no such file; {self.writer} writes one")
         again = f"write it again with {self.writer}"
@@ -88,6 +88,11 @@ class TensorFile:
         if digest != _digest(tensors, facts):
             raise self.error(f"{path}: damaged: its contents are not those that were written: {again}")
         return tensors, facts
+
+    def _path(self, path: str | Path) -> Path:
+        if not isinstance(path, str | os.PathLike):
+            raise self.error(f"path is a {type(path).__name__}: should be the path of a file")
+        return Path(path)
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:

@@ -206,8 +206,8 @@ def test_a_shared_weight_is_pruned_once():
             "layer 'relu' is a ReLU, which has no weight of two or more dimensions itself: known: first, last, second",
         ),
         ([""], "layer '' is a Sequential"),
-        (5, "layers: 5 is no name"),
-        ([("first",)], "layers: ('first',) is no name"),
+        (5, "layers: int is no name"),
+        ([("first",)], "layers: tuple is no name: give names as in model.named_modules()"),
     ],
 )
 def test_a_layer_that_cannot_be_pruned_is_refused_by_name(layers, words):
@@ -229,6 +229,8 @@ def test_models_without_plain_weights_are_refused():
         with pytest.raises(MaskError, match=computed):
             prunable(model)
         assert prunable(model, ["1"]) == ["1.weight"]
+    with pytest.raises(MaskError, match=r"0.weight is on the device meta and has no values: load"):
+        prunable(nn.Sequential(nn.Linear(3, 3, device="meta")))
     whole = nn.Linear(3, 3)
     whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(MaskError, match=r"0.weight is int8, as quantised weights are: prune before you quantise"):

@@ -211,7 +211,7 @@ class Campaign:
         return self.plain()
 
     def pruned_further(self):
-        more = prune(self.model, "random", 0.1, current=self.masks, seed=self.draw.randrange(99))
+        more = prune(self.model, "random", 0.1, scope="layer", current=self.masks, seed=self.draw.randrange(99))
         if self.draw.random() < 0.5:
             self.handle.remove()
         self.masks = more
