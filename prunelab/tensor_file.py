@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class TensorFile:
         Raises:
             PrunelabError: of the class ``error``: the folder does not exist or cannot be written.
         """
-        path = Path(path)
+        path = self._path(path)
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         try:
             with digest.sealing(path) as part:
@@ -60,7 +61,7 @@ class TensorFile:
         Raises:
             PrunelabError: of the class ``error``: the file is absent, of another kind, or damaged.
         """
-        path = Path(path)
+        path = self._path(path)
         if not path.is_file():
             raise self.error(f"{path}: there is no such file; {self.writer} writes one")
         again = f"write it again with {self.writer}"
@@ -83,6 +84,11 @@ class TensorFile:
         if not sealed:
             raise self.error(f"{path}: damaged: its contents are not those that were written: {again}")
         return dict(sorted(tensors.items())), facts
+
+    def _path(self, path: str | Path) -> Path:
+        if not isinstance(path, str | os.PathLike):
+            raise self.error(f"path is a {type(path).__name__}: should be the path of a file")
+        return Path(path)
 
 
 def _line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
-from prunelab.masks import Masks
+from prunelab.masks import Masks, unit_axis
 from prunelab.pruners.base import Context, Ranking, Reads
 from prunelab.pruners.dropnet import Variant, drop_units, without_units
 from prunelab.pruners.roles import norms_behind
@@ -118,7 +118,7 @@ class _EachByItself:
         norms = norms_behind(model, list(units))
         places = {layer: [layer, *([norms[layer]] if layer in norms else [])] for layer in units}
         self.rows = {
-            layer: [p for name in names for p in self.model.get_submodule(name).parameters(recurse=False)]
+            layer: [row for name in names for row in _by_unit(self.model.get_submodule(name))]
             for layer, names in places.items()
         }
 
@@ -134,6 +134,11 @@ class _EachByItself:
                 for parameter, row in zip(self.rows[layer], before, strict=True):
                     parameter[unit] = row
             yield layer, torch.stack(found) if found else torch.zeros(0)
+
+
+def _by_unit(layer: nn.Module) -> list[Tensor]:
+    """Its parameters, their units along the first axis; views."""
+    return [p.movedim(unit_axis(layer) or 0, 0) if p.dim() > 1 else p for p in layer.parameters(recurse=False)]
 
 
 class _All:
