@@ -196,6 +196,8 @@ class Pruner(ABC):
         while_training: whether it acts at the end of epochs, within one training; ``due`` says after which.
         penalises: whether it ever adds a ``penalty`` to the loss.
         stores_features: whether it freezes layers, whose outputs are stored then.
+        version: of a method of your own, counted up when its numbers change, so that stored runs of it are made again;
+            those of the package have theirs in the registry.
     """
 
     granularity = "weight"
@@ -208,6 +210,7 @@ class Pruner(ABC):
     while_training = False
     penalises = False
     stores_features = False
+    version = 1
 
     @abstractmethod
     def prune(self, now: Context, amount: float) -> Step:
