@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.units import by_layer, remaining, remove_lowest
-from prunelab.structure.forward import masked
+from prunelab.structure.forward import masked, samples
 
 Reads = Literal["nothing", "inputs", "labels", "held_out"]
 Loss = Callable[[Any, Any], Tensor]  # outputs, targets -> one number, the mean over the samples
@@ -112,6 +112,9 @@ class Context:
         for batch in self._batches():
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise PrunelabError("this method looks at inputs and targets: give batches= of pairs (x, y)")
+            if samples(batch[0]) != samples(batch[1]):
+                counts = f"{samples(batch[0])} inputs and {samples(batch[1])} targets"
+                raise PrunelabError(f"a batch has {counts}: should be as many")
             yield batch[0], batch[1]
 
     def sample(self) -> Any:
@@ -278,7 +281,7 @@ class Ranking(Pruner):
                 left = now.having(after)
                 with masked(now.model, after):
                     again = self.scores(left)
-                there = remaining(left, again, self.granularity)
+                there = {n: keep.to(again[n].device) for n, keep in remaining(left, again, self.granularity).items()}
                 told = {name: torch.where(there[name], score, told[name]) for name, score in again.items()}
                 scores = {name: score.masked_fill(~there[name], -torch.inf) for name, score in again.items()}
             last = number + 1 == self.measured
