@@ -39,7 +39,7 @@ from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
 from prunelab.training.stack import ALONE, stackable
 from prunelab.training.train import Population, device, knows_bfloat16
-from prunelab.training.versions import versions
+from prunelab.training.versions import register_again, registered, versions
 
 log = logging.getLogger(__name__)
 
@@ -278,8 +278,9 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
         from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
 
         threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
+        own = registered()
         Parallel(n_jobs=jobs)(
-            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid())
+            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid(), own)
             for part in parts
         )
 
@@ -307,8 +308,17 @@ def _shares_stack(model: nn.Module) -> bool:
     return stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
 
 
-def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path, parent: int) -> None:
+def _in_worker(
+    runs: list[dict[str, Any]],
+    root: Path,
+    where: str,
+    threads: int,
+    ticks: Path,
+    parent: int,
+    own: list[tuple[Any, ...]],
+) -> None:
     _end_with(parent)
+    register_again(own)
     torch.set_num_threads(threads)
     train_population([Run.fromdict(run) for run in runs], Store(root), where, ticks)
 

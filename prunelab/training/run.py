@@ -21,7 +21,7 @@ from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.pruners import Context, Step
 from prunelab.pruners.base import Progress
-from prunelab.pruners.units import keep_as_many
+from prunelab.pruners.units import by_layer, keep_as_many
 from prunelab.runs import Checkpoint, Store, provenance
 from prunelab.runs.records import Damaged
 from prunelab.settings import Run
@@ -329,7 +329,8 @@ class Running:
         if prune.follow == "masks":
             return Step(now.masks & self._followed())
         scores = pruner.scores(now)
-        return Step(keep_as_many(now, scores, self._followed(), pruner.granularity), scores)
+        masks = keep_as_many(now, scores, self._followed(), pruner.granularity)
+        return Step(masks, by_layer(now, scores, pruner.granularity))
 
     def _followed(self) -> Masks:
         """What the run that this one follows kept in the round that begins now."""
