@@ -232,7 +232,8 @@ class Running:
             return
         begin = time.perf_counter()
         self.member.detach()
-        change = self.pruner.act(self._moment())
+        with self.member.few_threads():
+            change = self.pruner.act(self._moment())
         more = change.frozen > sum(self.member.frozen[-1:])
         features = self._outputs(change.frozen) if more else None
         seconds = time.perf_counter() - begin
@@ -285,7 +286,8 @@ class Running:
             self.member.detach()
             model, current = self.member.model, self.member.masks
             try:
-                scores, masks, weights = self._pruned(model, current)
+                with self.member.few_threads():
+                    scores, masks, weights = self._pruned(model, current)
             except PrunelabError as error:
                 self._fail(str(error))
                 return
