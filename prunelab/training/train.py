@@ -35,7 +35,6 @@ from prunelab.masks import Masks
 from prunelab.narrow import DROPOUTS, Narrow, narrow
 from prunelab.settings import Train
 from prunelab.structure import frozen as prefix
-from prunelab.training.captured import repeated
 from prunelab.training.stack import ALONE, Stack, corner, release, slot, stackable, threads
 
 EVALUATION_BATCH = 2_000
@@ -505,7 +504,7 @@ class _Lockstep:
     def _learner(self, shared: bool) -> Callable[[Tensor, Tensor], Tensor]:
         """One step of all members, from a batch to their losses; right answers are added up in ``right``.
 
-        It is kept from epoch to epoch while the learning rates stay, since on a GPU it is a recording.
+        It is kept from epoch to epoch while the learning rates stay.
         """
         now = tuple(member.lr for member in self.members)
         if now not in self._learners:
@@ -524,8 +523,7 @@ class _Lockstep:
                 right.add_(hits)
                 return loss
 
-            live = self.penalised or self.drops  # a penalty may be any Python, and what is dropped is drawn anew
-            self._learners = {now: one if live else repeated(one, where)}
+            self._learners = {now: one}
         return self._learners[now]
 
     def _order(self, samples: int) -> Tensor | None:

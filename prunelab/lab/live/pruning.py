@@ -28,7 +28,6 @@ from prunelab.pruners.select import units_of
 from prunelab.settings import Prune
 from prunelab.shrink import remove_dead
 from prunelab.structure import cost
-from prunelab.training.memory import keep_freed_memory
 
 TRAINING = 1000  # samples that scores look at, where no batches are given
 BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
@@ -125,7 +124,6 @@ class Subject:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-        keep_freed_memory()  # every evaluation asks for the same maps again
         # Convolutions are twice as fast with images in this order of memory; weights in theirs are masked faster.
         self._model = _copied(model)
         self.device = next(self._model.parameters()).device
