@@ -202,10 +202,11 @@ def _run(head: str, job: Job) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
     from prunelab.headless import runner as notebook_runner
     from prunelab.runs import progress
+    from prunelab.runs.scratch import scratch
 
     begin, ended = time.monotonic(), False
-    with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
-        ticks = Path(folder) / "progress"
+    with scratch() as folder:
+        ticks = folder / "progress"
         over = threading.Event()
         thread = threading.Thread(target=_watch, args=(head, ticks, begin, over), daemon=True)
         thread.start()

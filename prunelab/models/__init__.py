@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunelab import settings
-from prunelab.errors import PrunelabError, nearest
+from prunelab.errors import PrunelabError, checked_seed, nearest
 from prunelab.models.convnet import dropnet_b, dropnet_c
 from prunelab.models.dropnet_resnet import dropnet_resnet18
 from prunelab.models.dropnet_vgg import dropnet_vgg19
@@ -114,6 +114,7 @@ def build(model: settings.Model, input_shape: tuple[int, ...], classes: int, see
         raise PrunelabError(f"model {model.name!r}: input shape {input_shape}: should be (features,) or (C, H, W)")
     if classes < 1:
         raise PrunelabError(f"model {model.name!r}: {classes} classes: should be at least 1")
+    checked_seed(seed)
     # torch.manual_seed would seed the accelerators too, so the CPU generator is forked and seeded by itself.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.random.default_generator.manual_seed(seed)

@@ -233,7 +233,8 @@ class Running:
             return
         begin = time.perf_counter()
         self.member.detach()
-        step = self.pruner.prune(self._now(), self.run.prune.amount)
+        with self.member.few_threads():
+            step = self.pruner.prune(self._now(), self.run.prune.amount)
         more = step.frozen > sum(self.member.frozen[-1:])
         features = self._outputs(step.frozen) if more else None
         seconds = time.perf_counter() - begin
@@ -301,7 +302,8 @@ class Running:
             begin = time.perf_counter()
             self.member.detach()
             try:
-                step = self._pruned(self._now())
+                with self.member.few_threads():
+                    step = self._pruned(self._now())
             except PrunelabError as error:
                 self._fail(str(error))
                 return
