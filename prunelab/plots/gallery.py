@@ -57,7 +57,7 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     facts = {
         "preset": preset,
         "overridden": overridden,
-        "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
+        "n": _seeds(rounds) if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
         "data": _data(rounds),
         "hardware": ", ".join(devices + threads + reduced) or None,
@@ -70,11 +70,19 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
 
 
+def _seeds(rounds: pd.DataFrame) -> str:
+    """``3 seeds``, or ``2 to 6 seeds`` where the series have different ones."""
+    each = rounds.groupby("strategy")["seed"].nunique() if "strategy" in rounds else [rounds["seed"].nunique()]
+    low, high = min(each), max(each)
+    return f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
+
+
 def _data(rounds: pd.DataFrame) -> list[str]:
     """Each data set, as ``MNIST, 2,000 training and 2,000 test samples`` where not all of them were used."""
-    column = next((name for name in ("source", "data") if name in rounds and rounds[name].notna().any()), None)
+    source = rounds["source"] if "source" in rounds else None
+    names = rounds.get("data") if source is None else source.fillna(rounds["data"]) if "data" in rounds else source
     found = []
-    for name, own in rounds.groupby(column) if column else ():
+    for name, own in rounds.groupby(names) if names is not None else ():
         parts = []
         for part, setting in (("training", "data.train_size"), ("test", "data.test_size")):
             if setting in own and (sizes := own[setting]).notna().any():
@@ -97,7 +105,14 @@ class Saved(NamedTuple):
         return self.note
 
 
-def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
+def save(
+    picture: Figure | None,
+    artefact: str,
+    data: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    runs: pd.DataFrame | None = None,
+) -> Saved:
     """Write ``<out>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
 
     All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under
@@ -110,6 +125,8 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         data: the tidy numbers of the picture; floats are written with six significant digits.
         provenance: at least ``preset``; ``overridden`` where parameters are not the preset's; ``alt`` where the picture
             has no alternative text of its own.
+        runs: the rows of the store that ``data`` was computed from; they go to ``<artefact>_runs.csv``, a line for each
+            run and round, without the settings, so that anybody can compute an interval again.
 
     Returns:
         The paths, and in ``note`` one sentence that says where and why.
@@ -132,11 +149,13 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
     base = paths.out() / name
     facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
     files = {
-        ".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
-        ".json": (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
+        ".csv": _csv(data),
+        ".json": as_json(facts),
     }
     if picture is not None:
         files[".png"] = _png(picture)
+    if runs is not None:
+        files["_runs.csv"] = _csv(runs[[name for name in runs if "." not in name]])
     parts = {
         base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
         for ending in files
@@ -162,6 +181,15 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         base.with_name(base.name + ".json"),
         f"saved as {base}{_WHY.get(name.partition('/')[0], '')}",
     )
+
+
+def as_json(facts: Mapping[str, Any]) -> bytes:
+    """The provenance as it lies beside a figure."""
+    return (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _csv(data: pd.DataFrame) -> bytes:
+    return data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
 def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:

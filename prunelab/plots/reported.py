@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from prunelab.papers.reported import READING
+from prunelab.papers.reported import CLOSE
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.runs.columns import need, quantity
@@ -119,7 +119,8 @@ def beside_methods(rounds: pd.DataFrame, others: pd.DataFrame, **shown: Unpack[S
 def _rule(known: pd.DataFrame, scale: float) -> str:
     """When a point agrees, as ``reported_curves.beside`` decides it."""
     open_ones = "; undecided: only by the width of our interval" if known["agrees"].isna().any() else ""
-    return f"agree: no further apart than both half intervals and {READING * scale:g} points{open_ones}"
+    near = f"agree: no further from the reported interval than {CLOSE * scale:g} points, or than our own interval"
+    return f"{near}, where it is narrow{open_ones}"
 
 
 def _ring() -> dict[str, Any]:
