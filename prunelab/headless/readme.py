@@ -45,9 +45,9 @@ the verdicts on it, and the command that makes it again into `out/`, beside thes
 
 Three kinds of rows are counted apart. A *claim* is a sentence of a paper or abstract: ✓ confirmed or ✗ contradicted
 where all of our 95 % t interval lies on one side, ~ not at this budget where it fails on less than the paper had
-(network, data or training, unless our dense network is as good as the paper's), ? undecided where the interval spans or
-there is one run, or not measured. A *check* is arithmetic, a formula or what follows from the rule: ✓ as published. A *question* is our own,
-and is answered yes or no.
+(network, data or training, unless our dense network is as good as the paper's), ? undecided where the interval spans
+or there is one run, or not measured. A *check* is arithmetic, a formula or what follows from the rule: ✓ as
+published. A *question* is our own, and is answered yes or no.
 """
 
 
@@ -94,8 +94,8 @@ def index() -> dict[str, Any]:
     """The notebook that lists all notebooks: what it shows, the claim, and what came out."""
     cells = [
         "# prunelab\n\nNotebooks to explore in come first; then one notebook for each table and figure of the papers, "
-        "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ~ not at this budget, ? undecided, "
-        f"{MISSING} not measured, in brackets the preset of the numbers. Figures of one kind share a notebook, whose "
+        "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ~ not at this budget, "
+        f"? undecided, {MISSING} not measured, in brackets the preset of the numbers. Figures of one kind share a notebook, whose "
         "parameter `figure` chooses."
     ]
     known = {artefact.notebook for artefact in papers.artefacts()}

@@ -79,8 +79,8 @@ def _seeds(rounds: pd.DataFrame) -> str:
 
 def _data(rounds: pd.DataFrame) -> list[str]:
     """Each data set, as ``MNIST, 2,000 training and 2,000 test samples`` where not all of them were used."""
-    source = rounds["source"] if "source" in rounds else None
-    names = rounds.get("data") if source is None else source.fillna(rounds["data"]) if "data" in rounds else source
+    source, data = rounds.get("source"), rounds.get("data")
+    names = data if source is None else source if data is None else source.fillna(data)
     found = []
     for name, own in rounds.groupby(names) if names is not None else ():
         parts = []
