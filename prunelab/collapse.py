@@ -19,11 +19,16 @@ _UNIT_BY_UNIT = (*_ACTIVATIONS, *_POOLING, nn.BatchNorm1d, nn.BatchNorm2d, nn.Dr
 def dead_layers(model: nn.Module, masks: Masks) -> list[str]:
     """Names of the layers behind which nothing depends on the input any more.
 
-    A layer is dead when its whole weight is masked. In a chain (an ``nn.Sequential``, nested or not) it is also dead
-    when all weights that it keeps come from units without a path to the inputs; only the layer where the path breaks is
-    named. In other models paths are not followed, since a skip connection may keep them alive.
+    A layer is dead when its whole weight is masked; one without any input has nothing to lose. In a chain (an
+    ``nn.Sequential``, nested or not) it is also dead when all weights that it keeps come from units without a path to
+    the inputs; only the layer where the path breaks is named. In other models paths are not followed, since a skip
+    connection may keep them alive.
     """
-    dead = [name.removesuffix(".weight") for name, mask in masks.items() if mask.ndim > 1 and not masks.counts[name]]
+    dead = [
+        name.removesuffix(".weight")
+        for name, mask in masks.items()
+        if mask.ndim > 1 and mask.numel() and not masks.counts[name]
+    ]
     before: nn.Linear | nn.Conv2d | None = None
     between: list[nn.Module] = []
     alive: Tensor | None = None  # which units of the layer before have a path to the inputs; None: all

@@ -194,3 +194,142 @@ def test_a_chain_is_reckoned_as_the_flop_counter_counts_it(name, shape):
     by_shape, counted = cost.layer_macs(model, shape), cost.layer_macs(Wrapped(model), shape)
     assert {f"inner.{layer}": macs for layer, macs in by_shape.items()} == counted
     assert cost.macs(model, shape) == cost.macs(Wrapped(model), shape) == sum(by_shape.values())
+
+
+def gone(model, example, masks):
+    found = cost.summarise(model, example, masks)
+    return found.macs - found.effective_macs
+
+
+def rows_of(parameter, kept):
+    """A mask that keeps the first rows."""
+    mask = torch.zeros(parameter.shape, dtype=torch.bool)
+    mask[:kept] = True
+    return mask
+
+
+class Attending(nn.Module):
+    def __init__(self, queries=None):
+        super().__init__()
+        self.attend, self.head, self.queries = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 2), queries
+
+    def forward(self, x):
+        return self.head(self.attend(x[:, : self.queries], x, x, need_weights=False)[0].mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn, self.head = kind(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Paired(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Bilinear(4, 5, 3)
+
+    def forward(self, x):
+        return self.both(x[:, :4], x[:, 4:])
+
+
+class Adapted(nn.Linear):
+    """Low-rank additions, merged before the product."""
+
+    def __init__(self):
+        super().__init__(4, 6)
+        self.down, self.up = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, x):
+        return nn.functional.linear(x, torch.cat([self.weight[:3], self.weight[3:]]) + 0 * (self.up @ self.down))
+
+
+def scaled():
+    return nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 6), dim=0))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "name", "kept", "right"),
+    [
+        (Attending(), (5, 16), "attend.out_proj.weight", 8, 5 * 8 * 16),
+        (Attending(), (5, 16), "attend.in_proj_weight", 32, 5 * 16 * 16),
+        (Attending(1), (5, 16), "attend.in_proj_weight", 32, 5 * 16 * 16),  # the last third: values of all five
+        (Recurrent(nn.LSTM), (5, 4), "rnn.weight_ih_l0", 8, 5 * 24 * 4),
+        (Recurrent(nn.GRU), (5, 4), "rnn.weight_hh_l0", 8, 5 * 16 * 8),
+        (Paired(), (9,), "both.weight", 1, 2 * 4 * 5),
+        (nn.Conv1d(3, 8, 3), (3, 10), "weight", 6, 2 * 9 * 8),
+        (nn.Conv3d(3, 8, 2), (3, 4, 4, 4), "weight", 6, 2 * 24 * 27),
+        (nn.ConvTranspose2d(3, 8, 3, stride=2), (3, 6, 6), "weight", 1, 36 * 2 * 8 * 9),
+        (Adapted(), (4,), "weight", 2, 4 * 4),
+        (scaled(), (4,), "0.parametrizations.weight.original1", 2, 4 * 4),
+    ],
+)
+def test_work_falls_with_any_weight_that_a_product_uses(model, shape, name, kept, right):
+    model = nn.Sequential(model) if isinstance(model, nn.Conv1d | nn.Conv3d | nn.ConvTranspose2d) else model
+    name = name if name in dict(model.named_parameters()) else f"0.{name}"
+    work = cost.work(model, shape)
+    mask = rows_of(model.get_parameter(name), kept)
+    assert work.macs - work.effective({name: mask}, {name: int(mask.sum())}) == right
+    assert work.effective({}, {}) == work.macs
+
+
+def test_a_query_of_one_token_uses_its_part_of_the_weights_once():
+    model = Attending(1)
+    third = torch.ones(48, 16, dtype=torch.bool)
+    third[:16] = False
+    work = cost.work(model, (5, 16))
+    assert work.macs - work.effective({"attend.in_proj_weight": third}, {"attend.in_proj_weight": 512}) == 16 * 16
+
+
+def test_all_work_is_what_the_flop_counter_of_torch_sees():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.manual_seed(0)
+    nets = [
+        (nn.Sequential(Recurrent(nn.GRU)), (5, 4)),
+        (
+            nn.Sequential(nn.Conv2d(4, 8, 3, groups=2, padding=1), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(288, 3)),
+            (4, 6, 6),
+        ),
+        (build(settings.Model("resnet20"), (1, 8, 8), 10, 0), (1, 8, 8)),
+    ]
+    for net, shape in nets:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net.eval()(torch.randn(1, *shape))
+        assert cost.macs(net, shape) == counter.get_total_flops() // 2
+    # One fast operation hides all of them from torch's counter.
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    assert cost.macs(layer, (5, 16)) == 5 * (4 * 256 + 2 * 512) + 2 * 25 * 16, (
+        "one fast operation hides them from torch"
+    )
+
+
+def test_a_model_that_looks_at_values_is_counted_in_a_real_run():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.rnn = nn.Linear(4, 6), nn.LSTM(6, 8, batch_first=True)
+
+        def forward(self, x):
+            x = self.a(x - torch.tensor([0.1, 0.2, 0.3, 0.4]))
+            return x if x.sum().item() > 1e9 else self.rnn(x[:, None])[0]
+
+    assert cost.layer_macs(Looks(), (4,)) == {"a.weight": 24, "rnn.weight_ih_l0": 192, "rnn.weight_hh_l0": 256}
+
+
+def test_inputs_wrappers_and_packed_weights_are_taken_as_they_come():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(5, 8)
+
+        def forward(self, x, y):
+            return self.a(x) + self.b(y)
+
+    x, y = torch.randn(3, 4), torch.randn(3, 5)
+    assert cost.macs(Two(), (x, y)) == cost.macs(Two(), {"y": y, "x": x}) == 72
+    wrappers = {"module.": nn.DataParallel, "_orig_mod.": lambda net: torch.compile(net, backend="eager")}
+    for prefix, wrap in (wrappers | {"module. ": torch.optim.swa_utils.AveragedModel}).items():
+        assert cost.layer_macs(wrap(nn.Linear(4, 8)), (4,)) == {f"{prefix.strip()}weight": 32}

@@ -1,16 +1,20 @@
 """Data sets: read bit by bit, divided as the papers do, cached once, and refused in one line when something is off."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +28,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from prunelab import data, paths
+from prunelab import data, digest, paths
 from prunelab.data.sources import SOURCES
 from prunelab.errors import PrunelabError
 from prunelab.settings import Data
@@ -131,7 +135,6 @@ def test_idx_files_arrive_bit_for_bit(root: Path, packed: bool) -> None:
 @pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar.gz"])
 def test_a_tree_reads_the_same_from_a_folder_a_zip_and_a_tar(root: Path, tmp_path: Path, form: str) -> None:
     tree = write_tree(tmp_path / "tree")
-    (tree / "train" / "rose" / ".DS_Store").write_bytes(b"x")
     (tree / "train" / "README.txt").write_text("no image")
     place = {
         "folder": lambda: tree,
@@ -169,6 +172,12 @@ def test_cifar10_from_jpeg_files_says_so_and_from_png_files_does_not(root: Path,
     assert data.load("cifar10").source == "CIFAR-10"
 
 
+def tarred_under(folder: Path, file: Path) -> Path:
+    with tarfile.open(file, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    return file
+
+
 @pytest.fixture
 def original_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
     """CIFAR-10 as its authors pack it, with 20 + 10 images and the digests to match."""
@@ -194,12 +203,6 @@ def original_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, n
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": digests["batches.meta"]})
     monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     return archive, images.reshape(30, 3, 32, 32)
-
-
-def tarred_under(folder: Path, file: Path) -> Path:
-    with tarfile.open(file, "w:gz") as archive:
-        archive.add(folder, folder.name)
-    return file
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar.gz"])
@@ -410,7 +413,8 @@ def test_a_prepared_data_set_is_mapped_into_memory_and_carries_its_origin(root: 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     images = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    assert (metadata["source"], metadata["format"], metadata["digest"]) == ("MNIST", "1", mnist.digest)
+    assert (metadata["source"], metadata["format"], metadata["reader"]) == ("MNIST", "2", "1")
+    assert metadata["sha256_of_tensors"] == mnist.digest
     assert json.loads(metadata["files"])[images.name] == hashlib.sha256(images.read_bytes()).hexdigest()
     assert not any(str(root) in value for value in metadata.values())
 
@@ -443,7 +447,7 @@ def test_available_tells_what_is_prepared_and_where_the_rest_would_come_from(roo
     assert rows["flowers"]["bytes"] == data.prepare("flowers", from_=tmp_path / "tree").stat().st_size
 
 
-def test_verify_finds_one_changed_byte(root: Path) -> None:
+def test_one_changed_byte_is_found_by_verify_and_by_load(root: Path) -> None:
     write_mnist(root)
     path = data.prepare("mnist")
     assert data.verify() == [{"name": "mnist", "ok": True, "problem": ""}]
@@ -452,8 +456,23 @@ def test_verify_finds_one_changed_byte(root: Path) -> None:
     path.write_bytes(content)
     (row,) = data.verify("mnist")
     assert not row["ok"]
-    assert "digest" in row["problem"]
-    assert "prunelab data prepare mnist" in row["problem"]
+    refused(lambda: data.load("mnist"), "its bytes are not those that were written", "prunelab data prepare mnist")
+    assert "its bytes are not those that were written" in row["problem"]
+
+
+def test_what_another_version_of_the_reader_prepared_is_prepared_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_mnist(root)
+    data.prepare("mnist")
+    newer = {**SOURCES, "mnist": dataclasses.replace(SOURCES["mnist"], version=2)}
+    monkeypatch.setattr("prunelab.data.cache.SOURCES", newer)
+    write_mnist(root, seed=1)
+    again = data.load("mnist").digest
+    assert "by another version of its reader" in caplog.text
+    assert data.load("mnist").digest == again
+    change_cache(data.prepare("mnist"), format="1")  # of before there were digests
+    assert data.load("mnist").digest == again
 
 
 def test_verify_says_that_a_known_data_set_is_not_prepared(root: Path) -> None:
@@ -617,11 +636,111 @@ def test_a_member_that_points_outside_the_archive_is_refused(root: Path, tmp_pat
     refused(lambda: data.prepare("flowers", from_=file), str(file), "'../../train/rose/9.png'", "outside")
 
 
-def test_links_in_a_tar_are_not_followed(root: Path, tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree")
+def loads(root: Path, place: Path, *warning: str) -> data.Dataset:
+    """The data set of a place; each word stands in the one warning that there is."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.prepare("flowers", from_=place)
+    assert len(caught) == bool(warning)
+    for word in warning:
+        assert word in str(caught[0].message)
+    return data.load(Data(name="flowers", validation=0))
+
+
+def test_links_of_a_folder_are_followed_and_those_of_a_tar_in_the_tar_only(root: Path, tmp_path: Path) -> None:
+    tree, subset = write_tree(tmp_path / "tree"), tmp_path / "subset"
+    for part in ("train", "test"):
+        (subset / part).mkdir(parents=True)
+        for name in ("rose", "tulip"):
+            (subset / part / name).symlink_to(tree / part / name)
+    (tree / "train" / "rose" / "again").symlink_to(tree / "train")  # never ends
+    (tree / "train" / "rose" / "3.png").symlink_to(tree / "train" / "rose" / "0.png")
+    assert len(loads(root, subset).train) == len(loads(root, tree).train) == 7
+    (tree / "train" / "rose" / "again").unlink()
+    (tree / "train" / "rose" / "3.png").unlink()
+    (tree / "train" / "rose" / "3.png").hardlink_to(tree / "train" / "rose" / "0.png")
+    (tree / "train" / "rose" / "4.png").symlink_to("0.png")
     (tree / "train" / "rose" / "9.png").symlink_to("/etc/hostname")
-    data.prepare("flowers", from_=tarred(tree, tmp_path / "f.tar"))
-    assert len(data.load(Data(name="flowers", validation=0)).train) == 6
+    archive = tarred(tree, tmp_path / "f.tar")
+    assert len(loads(root, archive, "f.tar: 1 file left out", "train/rose/9.png").train) == 8
+
+
+def test_files_that_are_left_out_are_named_and_counted(root: Path, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree")
+    rose = tree / "train" / "rose"
+    for name in (".DS_Store", "._0.png", "Thumbs.db"):  # clutter: nobody misses it
+        (rose / name).write_bytes(b"x")
+    assert len(loads(root, tree).train) == 6
+    (rose / "0.png").rename(rose / "0.PNG")
+    Image.new("RGB", (6, 6)).save(rose / "more.ppm")
+    for name in ("notes.txt", ".hidden.png", "3.heic", "4.npy"):
+        (rose / name).write_bytes(b"x")
+    Image.new("RGB", (6, 6)).save(tree / "train" / "lost.png")
+    found = loads(root, tree, "5 files left out", "train/lost.png", " and 2 more")
+    assert len(found.train) == 7
+
+
+def test_photos_come_in_upright(root: Path, tmp_path: Path) -> None:
+    tree, tag = write_tree(tmp_path / "tree"), Image.Exif()
+    tag[0x0112] = 6  # turned by 90 degrees
+    rows = np.tile((np.arange(6, dtype=np.uint8) * 30)[:, None, None], (1, 6, 3))
+    for file in tree.rglob("*.png"):
+        Image.fromarray(rows).save(file, exif=tag)
+    assert loads(root, tree).train.x[0, 0].tolist() == np.rot90(rows[..., 0], -1).tolist()
+
+
+def test_a_class_is_one_however_unicode_composes_its_name(root: Path, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", ("pens\u00e9e", "rose"))
+    (tree / "test" / "pens\u00e9e").rename(tree / "test" / "pense\u0301e")
+    assert loads(root, tree).classes == ("pens\u00e9e", "rose")
+
+
+def test_images_that_would_be_cut_are_counted(root: Path, tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree")
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 6, 6, 16, 2, 0, 0, 0)  # 16 bits for each of three colours
+    lines = b"".join(b"\0" + bytes(36) for _ in range(6))
+    for name in ("0.png", "1.png"):
+        png = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+        (tree / "train" / "rose" / name).write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    refused(lambda: data.prepare("flowers", from_=tree), "train/rose/", "and 1 others are more than 8 bits deep")
+    for name in ("0.png", "1.png"):
+        (tree / "train" / "rose" / name).write_bytes(b"no")
+    refused(lambda: data.prepare("flowers", from_=tree), "(not an image), nor can 1 others")
+    film = [Image.new("RGB", (6, 6), (value, 0, 0)) for value in (9, 99)]
+    for name in ("0.png", "1.png"):
+        (tree / "train" / "rose" / name).unlink()
+    film[0].save(tree / "train" / "rose" / "0.gif", save_all=True, append_images=film[1:])
+    assert 9 in loads(root, tree, "1 file of several frames", "0.gif").train.x[:, 0, 0, 0].tolist()
+
+
+def test_a_pickle_of_cifar_is_read_and_never_run(original_cifar: tuple[Path, np.ndarray]) -> None:
+    archive, images = original_cifar
+    batch = archive.parent / "cifar-10-batches-py" / "test_batch"
+
+    class Harm:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.write_text, (archive.parent / "harm", "done")
+
+    import torchvision.datasets
+
+    content = {
+        "harm": Harm(),
+        "filenames": ["labels.png"] * 10,
+        "data": images[20:].reshape(10, 3072),
+        "labels": [*range(10)],
+    }
+    for protocol in (2, 5):  # 2: as its authors wrote it
+        batch.write_bytes(pickle.dumps(content, protocol))
+        torchvision.datasets.CIFAR10.test_list[0][1] = hashlib.md5(batch.read_bytes()).hexdigest()
+        data.prepare("cifar10")
+        cifar = data.load(Data(name="cifar10", validation=0))
+        assert np.array_equal(cifar.test.x.numpy(), images[20:])
+        assert cifar.test.y.tolist() == list(range(10))
+        assert not (archive.parent / "harm").exists()
 
 
 def test_tiny_imagenet_refuses_lists_that_do_not_fit(root: Path) -> None:
@@ -705,7 +824,10 @@ def test_more_samples_than_there_are_is_refused(root: Path, settings: dict[str, 
 def change_cache(path: Path, **metadata: str) -> None:
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
-    save_file({key: tensor.clone() for key, tensor in load_file(path).items()}, path, {**old, **metadata})
+    metadata = {**old, **digest.IN_TENSORS, **metadata}
+    save_file({key: tensor.clone() for key, tensor in load_file(path).items()}, path, metadata)
+    with path.open("r+b") as file:
+        digest.seal(file)
 
 
 @pytest.mark.parametrize(
@@ -714,10 +836,10 @@ def change_cache(path: Path, **metadata: str) -> None:
         (lambda path: rewrite(path, lambda content: content[:-100]), "damaged"),
         (lambda path: path.write_bytes(b"no tensors"), "damaged"),
         (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: change_cache(path, format="0"), "format 0, this version reads 1"),
+        (lambda path: change_cache(path, sha256_of_this="none"), "its digest is gone"),
         (lambda path: change_cache(path, classes='["a", "b"]'), "label is out of range 0..1"),
         (lambda path: change_cache(path, classes="["), "incomplete"),
-        (lambda path: save_file({"train_x": torch.zeros(3)}, path, {"format": "1"}), "incomplete"),
+        (lambda path: save_file({"train_x": torch.zeros(3)}, path, {"format": "2", "reader": "1"}), "digest is gone"),
     ],
     ids=["truncated", "text", "empty", "format", "labels", "metadata", "tensors"],
 )

@@ -89,7 +89,7 @@ def test_what_is_no_tensor_or_no_second_model_gets_one_line():
             raise RuntimeError
 
     for second, example, says in (
-        (small, (x, x), "the example is a tuple: give one tensor"),
+        (small, "x", "the example is a str: give a tensor, or a tuple or dict of several"),
         ({}, x, "there is no second model"),
         ({"dense": small}, x, "'dense' is what the first model is called"),
         (masks, x, "is a Tensor, not a model: `shrink"),
@@ -150,3 +150,37 @@ def test_a_model_that_takes_numbers_of_words_is_reported():
     dense = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     found = report(dense, {"same": dense}, torch.zeros(2, 5, dtype=torch.long), repeats=3)
     assert found.sides["dense"].macs == 5 * (4 * 6 + 6 * 2)
+
+
+def test_models_of_every_make_are_reported(recwarn):
+    class Made(nn.Module):
+        """Constants in forward, something in its state that is no tensor, two inputs."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def get_extra_state(self):
+            return {"made": "today", "shape": torch.zeros(2)}
+
+        def forward(self, x, y=None):
+            x = (x - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([1.0, 2.0, 3.0])
+            return self.b(self.a(x if y is None else x + y))
+
+    net, x = Made(), torch.randn(4, 3)
+    for example in (x, (x, x), {"y": x, "x": x}):
+        found = report(
+            net,
+            {"wrapped": nn.DataParallel(net), "averaged": torch.optim.swa_utils.AveragedModel(net)},
+            example,
+            repeats=3,
+        )
+        assert [side.macs for side in found.sides.values()] == [20, 20, 20]
+        assert found.batch == 4
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    quantised = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
+    found = report(plain, quantised, torch.randn(2, 8), repeats=3)
+    dense, small = found.sides.values()
+    assert (small.parameters, small.macs) == (dense.parameters, dense.macs) == (195, 176)
+    assert small.bytes_dense < dense.bytes_dense
+    assert found.achieved is None, "its weights are packed, and which are 0 was decided by rounding"

@@ -145,5 +145,56 @@ def test_a_model_that_gives_no_logits_is_refused():
         def forward(self, x):
             return {"logits": super().forward(x)}
 
-    with pytest.raises(PrunelabError, match="Answers gives a dict: should be logits"):
+    with pytest.raises(PrunelabError, match="outputs are a dict, which is no classification: give metric="):
         sensitivity(nn.Sequential(nn.Linear(4, 4), Answers(4, 2))[1], (torch.randn(9, 4), torch.arange(9) % 2))
+
+
+TASKS = {
+    "column": (nn.Linear(4, 3), torch.randn(20, 4), torch.zeros(20, 1, dtype=torch.long), r"labels should be \[N\]"),
+    "segmentation": (nn.Conv2d(1, 3, 1), torch.randn(20, 1, 4, 4), torch.zeros(20, 4, 4, dtype=torch.long), "no class"),
+    "regression": (nn.Linear(4, 1), torch.randn(20, 4), torch.randn(20, 1), "no classification"),
+    "regression, flat": (nn.Linear(4, 1), torch.randn(20, 4), torch.randn(20), "no classification"),
+    "one logit": (nn.Linear(4, 1), torch.randn(20, 4), torch.zeros(20, dtype=torch.long), "no classification"),
+    "too few outputs": (
+        nn.Linear(4, 3),
+        torch.randn(20, 4),
+        torch.arange(20) % 4,
+        "label 3 of sample 3 is out of range",
+    ),
+}
+
+
+@pytest.mark.parametrize(("layer", "x", "y", "complaint"), TASKS.values(), ids=TASKS)
+def test_what_is_no_classification_needs_a_measure(layer, x, y, complaint):
+    model = nn.Sequential(layer)
+    with pytest.raises(PrunelabError, match=complaint) as caught:
+        sensitivity(model, (x, y), jobs=1)
+    assert "give metric=" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+    def error(outputs, targets):
+        assert len(outputs) == len(targets) == 20, "all samples at once"
+        return outputs.square().mean()
+
+    as_loss = sensitivity(model, (x, y), amounts=(0.5,), loss=error, jobs=1)
+    as_metric = sensitivity(model, (x, y), amounts=(0.5,), metric=lambda *pair: -error(*pair), jobs=1)
+    with torch.no_grad():
+        dense = model(x).square().mean().item()
+    assert as_loss.frame["loss"].iloc[0] == pytest.approx(dense, rel=1e-5)
+    assert (as_metric.frame["metric"] == -as_loss.frame["loss"]).all()
+    rise = as_loss.frame["loss"].iloc[1] - as_loss.frame["loss"].iloc[0]
+    enough = max(rise, 0) + 1e-6
+    assert as_loss.amounts(enough) == as_metric.amounts(enough) == {"0": 0.5}
+    assert as_loss.amounts(0) == {"0": 0.5 if rise <= 0 else 0.0}
+    assert plots.sensitivity(as_loss.frame).alt.startswith("Loss with one layer pruned. 0: ")
+
+
+def test_a_measure_that_gives_no_number_is_named(net, data):
+    for wrong, words in (
+        (lambda *_: "good", "metric gives no number"),
+        (lambda *_: float("nan"), "metric is NaN on 200"),
+    ):
+        with pytest.raises(PrunelabError, match=words):
+            sensitivity(net, data, metric=wrong, jobs=1)
+    with pytest.raises(PrunelabError, match="metric= and loss= are given"):
+        sensitivity(net, data, metric=max, loss=min)

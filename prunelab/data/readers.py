@@ -8,20 +8,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import pickletools
 import struct
 import tarfile
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, members
+from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, members, say
 from prunelab.errors import first_line
 
 Tree = Mapping[str, Mapping[str, list[Named]]]  # part -> class -> image files
@@ -108,15 +109,26 @@ def read_tree(place: Path, title: str, jpeg_title: str | None = None) -> Raw:
     """
     files = _archive_digest(place)  # before anything is decoded
     tree: dict[str, dict[str, list[Named]]] = defaultdict(lambda: defaultdict(list))
-    for name, content in members(
-        place, lambda name: name.suffix.lower() in IMAGES and {"train", "test"} & {*name.parts[:2]}
-    ):
-        top = next((i for i, part in enumerate(name.parts[:2]) if part in ("train", "test")), None)
-        if top is None or len(name.parts) < top + 2 + (content is not None):
+    left: list[str] = []
+
+    def place_in(name: PurePosixPath) -> int | None:
+        """Where the part stands in the name of a file or folder: at the top, or one folder below."""
+        return next((i for i, part in enumerate(name.parts[:2]) if part in ("train", "test")), None)
+
+    def wanted(name: PurePosixPath) -> bool:
+        at = place_in(name)
+        read = name.suffix.lower() in IMAGES and at is not None and len(name.parts) > at + 2
+        if at is not None and not read and (len(name.parts) > at + 2 or name.suffix.lower() in IMAGES):
+            left.append(str(name))
+        return read
+
+    for name, content in members(place, wanted, left):
+        if (top := place_in(name)) is None or len(name.parts) < top + 2:
             continue
         images = tree[name.parts[top]][name.parts[top + 1]]
         if content is not None:
             images.append((str(name), content))
+    say(place, "left out, hidden or not an image in a class folder", left)
     names = [name for part in tree.values() for images in part.values() for name, _ in images]
     lossy = any(name.lower().endswith((".jpg", ".jpeg")) for name in names)
     classes = sorted({name for part in tree.values() for name in part})
@@ -200,7 +212,7 @@ def read_idx(place: Path, title: str, classes: tuple[str, ...]) -> Raw:
 def read_cifar(place: Path, title: str, kind: str, folder: str, archive: str) -> Raw:
     """Read CIFAR-10 or CIFAR-100: the original (its ``folder`` or the ``archive`` it came in), or a tree of images.
 
-    torchvision compares the md5 of every original file before it opens it.
+    The md5 of every original file is compared before it is opened. They are pickles, and are not unpickled.
 
     Raises:
         DataError: a file is missing or corrupt, or torchvision is.
@@ -217,17 +229,49 @@ def read_cifar(place: Path, title: str, kind: str, folder: str, archive: str) ->
     files = {file.name: file_digest(file) for file in sorted((place / folder).iterdir()) if file.is_file()}
     tensors: dict[str, Tensor] = {}
     classes: tuple[str, ...] = ()
-    for part in ("train", "test"):
-        try:
-            original = getattr(torchvision().datasets, kind)(place, train=part == "train")
-        except BROKEN as error:
-            raise DataError(
-                f"{place / folder}: incomplete or corrupt ({first_line(error)}): fetch {archive} again"
-            ) from None
-        tensors[f"{part}_x"] = torch.from_numpy(original.data).permute(0, 3, 1, 2).contiguous()
-        tensors[f"{part}_y"] = torch.tensor(original.targets)
-        classes = tuple(original.classes)
-    return Raw(title, classes, tensors, files)
+    original, intact = getattr(torchvision().datasets, kind), torchvision().datasets.utils.check_integrity
+
+    def read(name: str, md5: str) -> dict[str, list[Any]]:
+        if not intact(place / folder / name, md5):
+            raise DataError(f"{place / folder}: {name} is incomplete or corrupt: fetch {archive} again")
+        return _pickled(
+            place / folder / name, ("data", "labels", "fine_labels", "coarse_labels", meta["key"], "filenames")
+        )
+
+    meta = original.meta
+    classes = [str(name) for name in read(meta["filename"], meta["md5"])[meta["key"]]]
+    tensors: dict[str, Tensor] = {}
+    for part, listed in (("train", original.train_list), ("test", original.test_list)):
+        batches = [read(*entry) for entry in listed]
+        y = [label for batch in batches for label in batch.get("labels") or batch["fine_labels"]]
+        x = b"".join(
+            max((own for own in batch["data"] if isinstance(own, bytes)), key=len, default=b"") for batch in batches
+        )
+        if len(x) != 3072 * len(y):
+            raise DataError(f"{place / folder}: {len(x)} bytes of images for {len(y)} labels: fetch {archive} again")
+        pixels = np.frombuffer(x, np.uint8).reshape(-1, 3, 32, 32)
+        tensors |= {f"{part}_x": torch.from_numpy(pixels.copy()), f"{part}_y": torch.tensor(y)}
+    return Raw(title, tuple(classes), tensors, files)
+
+
+def _pickled(file: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
+    """The numbers, texts and bytes behind each key of a dictionary in a pickle, read one operation after the other.
+
+    Nothing is unpickled: operations that would build an object or call a function are passed over, so a file can give
+    wrong numbers at worst. What an array holds is among the bytes behind its key.
+    """
+    found: dict[str, list[Any]] = {}
+    own: list[Any] = []
+    for operation, value, _ in pickletools.genops(file.read_bytes()):
+        number = operation.name in ("BININT", "BININT1", "BININT2", "INT", "LONG1")
+        content = any(kind in operation.name for kind in ("STRING", "UNICODE", "BYTE"))
+        if content and value in keys and value not in found:
+            own = found.setdefault(value, [])
+        elif content and own is found.get("data"):  # texts too, as which some versions write bytes
+            own.append(value.encode("latin-1", "replace") if isinstance(value, str) else bytes(value))
+        elif content or number:
+            own.append(value)
+    return found
 
 
 def read_sklearn(_: Path, name: str) -> Raw:

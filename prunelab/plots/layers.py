@@ -67,34 +67,36 @@ def sensitivity(scan: pd.DataFrame, amounts: Mapping[str, float] | None = None, 
     """Accuracy with one layer pruned and all others whole, one curve per layer; rings at the amounts that are chosen.
 
     Args:
-        scan: ``sensitivity.Scan.frame``: layer, amount, accuracy, samples.
+        scan: ``sensitivity.Scan.frame``: layer, amount, samples, and accuracy, metric or loss.
         amounts: layer -> amount, as ``Scan.amounts`` gives them; None: no rings.
         shown: title, provenance, look, size.
 
     Raises:
         PrunelabError: a column that is missing, or no row.
     """
-    need(scan, ["layer", "amount", "accuracy", "samples"], "plots.sensitivity", "layer")
+    measure = next((name for name in ("metric", "loss") if name in scan), "accuracy")
+    need(scan, ["layer", "amount", measure, "samples"], "plots.sensitivity", "layer")
+    factor, unit = (100, " (%)") if measure == "accuracy" else (1, "")
     words = []
     counted = {"n": f"{int(scan['samples'].iloc[0]):,} samples", "interval": ""}
     with canvas(**{"size": (7.6, 4.2), **shown}, counted=counted) as (picture, axes):
         ax = axes[0, 0]
         for position, (layer, rows) in enumerate(scan.groupby("layer", sort=False)):
             rows = rows.sort_values("amount")
-            ax.plot(100 * rows["amount"], 100 * rows["accuracy"], label=str(layer), **marks.series(position))
+            ax.plot(100 * rows["amount"], factor * rows[measure], label=str(layer), **marks.series(position))
             chosen = (amounts or {}).get(str(layer))
             here = rows[np.isclose(rows["amount"], -1.0 if chosen is None else chosen)]
             if len(here):
-                at = 100 * here["amount"], 100 * here["accuracy"]
+                at = 100 * here["amount"], factor * here[measure]
                 ax.plot(*at, "o", markersize=13, markerfacecolor="none", color=mpl.rcParams["text.color"], zorder=4)
-            ends = rows.iloc[[0, -1]]
+            ends = rows[["amount", measure]].iloc[[0, -1]].to_numpy()
             words.append(
-                f"{layer}: " + ", ".join(f"{100 * r.accuracy:.1f} % at {r.amount:g}" for r in ends.itertuples())
+                f"{layer}: " + ", ".join(f"{100 * v:.1f} % at {r:g}" if unit else f"{v:.3g} at {r:g}" for r, v in ends)
             )
         ax.set_xlabel("of one layer removed (%)")
-        ax.set_title("accuracy (%)")
+        ax.set_title(f"{measure}{unit}")
         marks.legend(ax, "layer")
-        picture.alt = "Accuracy with one layer pruned. " + "; ".join(words) + "."
+        picture.alt = f"{measure.capitalize()} with one layer pruned. " + "; ".join(words) + "."
     return picture
 
 

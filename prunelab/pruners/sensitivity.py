@@ -1,4 +1,4 @@
-"""How much each layer can lose alone: accuracy with one layer pruned, and amounts by layer that follow from it.
+"""How much each layer can lose alone: accuracy, or any other measure, with one layer pruned, and amounts by layer.
 
 >>> scan = sensitivity(model, (x, y), "magnitude")
 >>> masks = prune(model, "magnitude", scan.amounts(tolerance=0.01))
@@ -6,24 +6,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import PrunelabError
-from prunelab.graph import evaluating
 from prunelab.masks import Masks, layer_of
-from prunelab.pruners import Pruner, Ranking, build, first_masks
-from prunelab.pruners.activations import logits
-from prunelab.pruners.select import Granularity, amount_to_count, check_amount, scored_names
+from prunelab.pruners import Context, Pruner, Ranking, build, first_masks
+from prunelab.pruners.measures import Measure, check_labels, chosen, usual
+from prunelab.pruners.select import amount_to_count, check_amount, scored_names
 from prunelab.settings import Prune
+from prunelab.structure.forward import call, copied, looking, rows, samples
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _BATCH = 500
@@ -35,38 +36,48 @@ class Scan:
 
     Attributes:
         frame: one row per layer and amount, amount 0 being the dense network: layer, amount, sparsity (of that layer),
-            accuracy, samples.
+            samples, and the measure: accuracy, metric or loss.
     """
 
     frame: pd.DataFrame
 
+    @property
+    def measure(self) -> str:
+        """``"accuracy"``, ``"metric"`` or ``"loss"``; of a loss less is better."""
+        return next(name for name in ("metric", "loss", "accuracy") if name in self.frame)
+
     def amounts(self, tolerance: float = 0.01) -> dict[str, float]:
-        """Layer -> the largest amount up to which the accuracy stays within ``tolerance`` of the dense network's.
+        """Layer -> the largest amount up to which it is worse than the dense network by ``tolerance`` at most.
 
         It goes up from 0 and ends before the first amount that loses more. All of them together lose more than each
         alone does: a scan knows nothing of what layers do to each other.
 
         Args:
-            tolerance: share of the samples, as 0.01 for a point.
+            tolerance: share of the samples, as 0.01 for a point; of a metric or a loss, in its own unit.
         """
-        if not 0 <= tolerance <= 1:
+        if not tolerance >= 0:
+            raise PrunelabError(f"tolerance = {tolerance}: should be 0 or more")
+        if self.measure == "accuracy" and tolerance > 1:
             raise PrunelabError(f"tolerance = {tolerance}: should be a share between 0 and 1, as 0.01 for one point")
         found = {}
-        for layer, rows in self.frame.groupby("layer", sort=False):
-            rows = rows.sort_values("amount")
-            enough = rows["accuracy"] >= rows["accuracy"].iloc[0] - tolerance
-            found[str(layer)] = float(rows["amount"][enough.cummin()].iloc[-1])
+        for layer, own in self.frame.groupby("layer", sort=False):
+            own = own.sort_values("amount")
+            better = -own["loss"] if self.measure == "loss" else own[self.measure]
+            enough = better >= better.iloc[0] - tolerance
+            found[str(layer)] = float(own["amount"][enough.cummin()].iloc[-1])
         return found
 
 
 def sensitivity(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: tuple[Any, Any],
     method: str | Pruner = "magnitude",
     *,
     amounts: Sequence[float] = AMOUNTS,
     layers: Iterable[str] | None = (),
     batches: Iterable[Any] | None = None,
+    metric: Callable[[Any, Any], Any] | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
     jobs: int | None = None,
     **options: Any,
@@ -76,14 +87,17 @@ def sensitivity(
     Source: Han et al., NIPS 2015, figure 6; Li et al., ICLR 2017, figure 2b.
 
     Args:
-        model: any module whose outputs are logits [N, classes]; it is not changed.
-        data: inputs as the model takes them, and labels [N]: samples that were not trained on, and not the test part
-            where the result chooses anything.
+        model: any module; it is not changed, nor are the data.
+        data: inputs as the model takes them (a tensor; a tuple or a dict where it takes several), and targets, as
+            labels [N] of a classifier: samples that were not trained on, and not the test part where the result chooses
+            anything.
         method: as for ``prune``.
         amounts: fractions of each layer, in [0, 1); where one rounds to all that a small layer has, one less goes, as
             the column ``sparsity`` tells.
         layers: names; () or None: all that the method may prune.
         batches: inputs and targets, for methods that look at data.
+        metric: function of all outputs and targets -> a number, more is better, in place of accuracy.
+        loss: likewise, less is better. One of the two is needed where the model is no classifier.
         seed: of every random choice.
         jobs: threads that measure side by side, each with a copy of the model; None: one per core.
         options: of the method.
@@ -91,9 +105,14 @@ def sensitivity(
     Raises:
         PrunelabError: one line, before anything is measured.
     """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise PrunelabError(f"data is a {type(data).__name__}: give a pair, inputs and targets")
     x, y = data
-    if len(x) != len(y) or not len(y):
-        raise PrunelabError(f"data has {len(x)} inputs and {len(y)} labels: should be as many, and at least one")
+    if samples(x) != samples(y) or not samples(y):
+        raise PrunelabError(
+            f"data has {samples(x)} inputs and {samples(y)} labels: should be as many, and at least one"
+        )
+    measure = chosen(metric, loss) or _classification(model, x, y)
     for amount in amounts:
         check_amount(amount)
     pruner = build(Prune(method=method, options=options)) if isinstance(method, str) else method
@@ -101,26 +120,43 @@ def sensitivity(
         raise PrunelabError(f"{method!r} has no scores to rank: a scan needs a method that removes an amount")
     whole = {layer: first_masks(model, pruner, [layer]) for layer in _layers(model, pruner, layers)}
     given = None if batches is None else list(batches)
-    scores = pruner.scores(model, given, first_masks(model, pruner, list(whole)), draw(seed))
+    now = Context(model, first_masks(model, pruner, list(whole)), draw(seed), lambda: given or ())
+    with looking(model):
+        scores = pruner.scores(now)
 
-    may_empty = getattr(pruner, "allow_empty", False)
     tasks = [(layer, amount) for layer in whole for amount in sorted({0.0, *amounts})]
-    chosen = []
+    chosen_masks = []
     for layer, amount in tasks:
         alone = {name: score for name, score in scores.items() if name in (layer, *whole[layer])}
-        fewer = amount if may_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
-        chosen.append(pruner.select(model, alone, whole[layer], fewer, draw(seed)) if fewer else whole[layer])
+        fewer = amount if pruner.allow_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
+        own = dataclasses.replace(now, masks=whole[layer], generator=draw(seed))
+        chosen_masks.append(pruner.select(own, alone, fewer) if fewer else whole[layer])
 
-    def accuracy(masks: Masks) -> float:
-        own = copy.deepcopy(model)
+    def measured(masks: Masks) -> float:
+        own = copied(model).eval()
         masks.apply_(own)
-        return _right(own, x, y) / len(y)
+        pieces = (slice(start, start + _BATCH) for start in range(0, samples(y), _BATCH))
+        with torch.no_grad():
+            *_, (value, _) = measure.running((call(own, rows(x, piece)), rows(y, piece)) for piece in pieces)
+        return value
 
-    with _workers(x, jobs) as pool:
-        measured = list(pool.map(accuracy, chosen))
+    with looking(model), _workers(x, jobs) as pool:
+        found = list(pool.map(measured, chosen_masks))
     frame = pd.DataFrame(tasks, columns=["layer", "amount"])
-    sparsity = [masks.weights.sparsity for masks in chosen]
-    return Scan(frame.assign(sparsity=sparsity, accuracy=measured, samples=len(y)))
+    sparsity = [masks.weights.sparsity for masks in chosen_masks]
+    return Scan(frame.assign(sparsity=sparsity, **{measure.name: found}, samples=samples(y)))
+
+
+def _classification(model: nn.Module, x: Any, y: Any) -> Measure:
+    """Accuracy, where the model is a classifier and y are labels; refused otherwise."""
+    with looking(model), torch.no_grad():
+        outputs = call(model, rows(x, slice(0, 1)))
+    measure = usual(outputs, rows(y, slice(0, 1)))
+    if measure.name != "accuracy":
+        what = f"outputs {tuple(outputs.shape[1:])} and targets {tuple(y.shape[1:])} of a sample are no classification"
+        raise PrunelabError(f"{what}: give metric= (more is better) or loss= (less is better) of outputs and targets")
+    check_labels(y, outputs.shape[-1])
+    return measure
 
 
 def draw(seed: int) -> torch.Generator:
@@ -140,28 +176,20 @@ def _layers(model: nn.Module, pruner: Pruner, layers: Iterable[str] | None) -> l
     if chosen := [layers] if isinstance(layers, str) else list(layers or ()):
         return chosen
     masks = first_masks(model, pruner)
-    granularity = getattr(pruner, "granularity", "weight")
-    names = scored_names(model, masks, granularity if granularity in get_args(Granularity) else "weight")
-    return [layer_of(name) for name in names]
+    return [layer_of(name) for name in scored_names(model, masks, pruner.granularity)]
 
 
 @contextmanager
-def _workers(x: Tensor, jobs: int | None) -> Iterator[ThreadPoolExecutor]:
+def _workers(x: Any, jobs: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads side by side, which share the cores: each takes its part of torch's threads."""
     if jobs is not None and jobs < 1:
         raise PrunelabError(f"jobs = {jobs}: should be 1 or more; None: one for each core")
     threads = torch.get_num_threads()
-    workers = 1 if x.is_cuda else jobs or threads
+    on_cuda = any(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in tree_leaves(x))
+    workers = 1 if on_cuda else jobs or threads
     try:
         each = max(1, threads // workers)
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)
-
-
-@torch.no_grad()
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    with evaluating(model):
-        pairs = zip(x.split(_BATCH), y.split(_BATCH), strict=True)
-        return sum(int((logits(model, inputs).argmax(1) == labels).sum()) for inputs, labels in pairs)

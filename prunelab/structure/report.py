@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunelab import folding
 from prunelab.errors import PrunelabError, first_line
-from prunelab.graph import GraphError, evaluating
+from prunelab.graph import GraphError
 from prunelab.runs.columns import TIMES, short
 from prunelab.shrink import dead_units
 from prunelab.structure import cost
+from prunelab.structure.forward import arguments, call, looking, rows, samples, shapes
 
 # Energy in picojoules, 45 nm: a float32 multiplication and addition, and 32 bits from memory. A proxy: nothing is
 # measured, and caches are left out.
@@ -180,7 +182,7 @@ def _value(field: str, side: Side) -> str:
 def report(
     model: nn.Module,
     small: nn.Module | Mapping[str, nn.Module],
-    example: Tensor,
+    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     *,
     requested: float | None = None,
     repeats: int = 21,
@@ -190,7 +192,7 @@ def report(
     Args:
         model: the first, to which the others are compared.
         small: the second, or name -> model for several.
-        example: a batch of inputs, on the models' device.
+        example: a batch of inputs, on the models' device; a tuple or a dict where the models take several.
         requested: the sparsity that was asked for.
         repeats: times each is timed; one more, the first, does not count.
 
@@ -199,9 +201,9 @@ def report(
     """
     if repeats < 3:
         raise PrunelabError(f"repeats = {repeats}: a median and its spread need at least 3")
-    if not isinstance(example, Tensor):
+    if not any(isinstance(value, Tensor) for value in tree_leaves(example)):
         kind = type(example).__name__
-        raise PrunelabError(f"report: the example is a {kind}: give one tensor, a batch of inputs of a one-input model")
+        raise PrunelabError(f"report: the example is a {kind}: give a tensor, or a tuple or dict of several inputs")
     others = dict(small) if isinstance(small, Mapping) else {"small": small}
     if not others:
         raise PrunelabError("report: there is no second model: give one, or name -> model")
@@ -214,62 +216,73 @@ def report(
     times = latencies(models, example, repeats)
     sides = {name: _side(net, example, times[name]) for name, net in models.items()}
     second = next(iter(others.values()))
-    total = sum(cost.prunable_weights(model).values())
-    left = sum(int(torch.count_nonzero(p)) for n, p in second.named_parameters() if n in cost.prunable_weights(second))
-    achieved = 1 - left / total if total else None
+    total, left = sum(cost.prunable_weights(model).values()), _left(second)
+    achieved = 1 - left / total if total and left is not None else None
     dead = {name: _dead(net, example) for name, net in others.items()}
     unfolded = {name: _unfolded(model, net, example) for name, net in others.items()}
-    return Report(sides, len(example), torch.get_num_threads(), repeats, requested, achieved, dead, unfolded)
+    return Report(sides, samples(example), torch.get_num_threads(), repeats, requested, achieved, dead, unfolded)
 
 
-def _dead(model: nn.Module, example: Tensor) -> dict[str, str]:
+def _left(model: nn.Module) -> int | None:
+    """Weights of layers that are not 0; None where they are packed, as quantised ones are, so that none is known."""
+    weights = cost.prunable_weights(model)
+    if not weights and cost.packed_tensors(model):
+        return None
+    return sum(cost.nonzero(parameter) for name, parameter in model.named_parameters() if name in weights)
+
+
+def _dead(model: nn.Module, example: Any) -> dict[str, str]:
     """Dead units of each layer; none where the model cannot be traced, so that nothing is known."""
     try:
-        return dead_units(model, example[:1])
+        with looking(model):
+            return dead_units(model, rows(example, slice(0, 1)))
     except GraphError:
         return {}
 
 
-def _unfolded(dense: nn.Module, model: nn.Module, example: Tensor) -> dict[str, str]:
+def _unfolded(dense: nn.Module, model: nn.Module, example: Any) -> dict[str, str]:
     """The BatchNorms that could not be folded, of a model of which others were: the dense one has some more."""
     left = folding.batchnorms(model)
     try:
-        return folding.left(model, example[:1]) if left and folding.batchnorms(dense) - left else {}
+        with looking(model):
+            return folding.left(model, rows(example, slice(0, 1))) if left and folding.batchnorms(dense) - left else {}
     except GraphError:
         return {}
 
 
-def latencies(models: Mapping[str, nn.Module], example: Tensor, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a forward pass in evaluation mode, every model once in each turn."""
+def latencies(models: Mapping[str, nn.Module], example: Any, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a forward pass in evaluation mode, every model once in each turn; copying the inputs is not timed."""
     found: dict[str, list[float]] = {name: [] for name in models}
-    wait = torch.cuda.synchronize if example.is_cuda else (lambda: None)
+    tensors = [value for value in tree_leaves(example) if isinstance(value, Tensor)]
+    wait = torch.cuda.synchronize if any(value.is_cuda for value in tensors) else (lambda: None)
     try:
         with torch.inference_mode(), contextlib.ExitStack() as modes:
             for net in models.values():
-                modes.enter_context(evaluating(net))
+                modes.enter_context(looking(net))
             for turn in range(repeats + 1):
                 for name, net in models.items():
+                    args, kwargs = arguments(example)
                     wait()
                     begin = time.perf_counter()
-                    net(example)
+                    net(*args, **kwargs)
                     wait()
                     if turn:
                         found[name].append(time.perf_counter() - begin)
     except (RuntimeError, ValueError, TypeError) as error:
         raise PrunelabError(
-            f"model {name!r} does not take the example of shape {tuple(example.shape)}: {first_line(error)}"
+            f"model {name!r} does not take the example of {shapes(example)}: {first_line(error)}"
         ) from None
     return found
 
 
-def _side(model: nn.Module, example: Tensor, times: Sequence[float]) -> Side:
+def _side(model: nn.Module, example: Any, times: Sequence[float]) -> Side:
     low, high = _median_interval(times)
     path, source = getattr(model, "path", None), getattr(model, "source", None)
     foreign = isinstance(path, Path) and isinstance(source, nn.Module)  # export.OnnxModel: the work is its source's
     model = source if foreign else model
-    price = cost.summarise(model, tuple(example.shape[1:]), dtype=example.dtype)
-    dense = len(to_bytes({name: t.contiguous() for name, t in _unshared(model).items()}))
-    sparse = sum(_bytes(tensor) for tensor in model.state_dict().values())
+    price, tensors = cost.summarise(model, example), _unshared(model)
+    dense = len(to_bytes({str(at): tensor.contiguous() for at, tensor in enumerate(tensors)}))
+    sparse = sum(_bytes(tensor) for tensor in tensors)
     return Side(
         parameters=price.parameters,
         nonzero=price.nonzero,
@@ -285,10 +298,15 @@ def _side(model: nn.Module, example: Tensor, times: Sequence[float]) -> Side:
     )
 
 
-def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model, each once."""
-    seen: dict[int, str] = {}
-    return {n: t for n, t in model.state_dict().items() if seen.setdefault(t.data_ptr() or id(t), n) == n}
+def _unshared(model: nn.Module) -> list[Tensor]:
+    """The tensors of a model's state, each once, as a file would hold them; what else is in it is left out."""
+    seen: dict[int, Tensor] = {}
+    for tensor in (*model.state_dict().values(), *cost.packed_tensors(model)):
+        if isinstance(tensor, Tensor):
+            plain = tensor.int_repr() if tensor.is_quantized else tensor
+            plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+            seen.setdefault(plain.data_ptr() or id(plain), plain)
+    return list(seen.values())
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -300,7 +318,7 @@ def _bytes(tensor: Tensor) -> int:
     return min(dense, left * (tensor.element_size() + 4) + 4 * (len(tensor) + 1))
 
 
-def _activations(model: nn.Module, example: Tensor) -> int:
+def _activations(model: nn.Module, example: Any) -> int:
     """Bytes of the outputs of all layers that make new values, for one sample."""
     total = 0
 
@@ -312,8 +330,8 @@ def _activations(model: nn.Module, example: Tensor) -> int:
     kinds = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
     try:
-        with torch.inference_mode(), evaluating(model):
-            model(example[:1])
+        with torch.inference_mode(), looking(model):
+            call(model, rows(example, slice(0, 1)))
     finally:
         for hook in hooks:
             hook.remove()
