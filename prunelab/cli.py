@@ -253,16 +253,20 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def verify(artefacts: Names = (), /) -> int:
+def verify(artefacts: Names = (), /, write: bool = False) -> int:
     """Judge the committed numbers again; 1 when a verdict is not what they give, or a file or all of it is missing.
 
     Args:
         artefacts: as for reproduce; none: all.
+        write: first write the verdicts that today's claims and rules give; the numbers stay.
     """
     from prunelab.headless import reproduce
     from prunelab.plots import tables
 
-    checks = reproduce.verify(reproduce.chosen(artefacts or ("all",)))
+    found = reproduce.chosen(artefacts or ("all",))
+    if write:
+        print(f"{reproduce.rewrite(found)} files in {paths.figures()} were judged anew\n")
+    checks = reproduce.verify(found)
     for check in checks:
         if check.claims:
             print(f"{check.artefact.id} ({check.preset})")
@@ -314,10 +318,14 @@ def status() -> int:
 
 
 def readme() -> int:
-    """Write the table of artefacts into README.md."""
+    """Write the tables of README.md, the gallery figures/README.md, and the index notebook."""
     from prunelab.headless import readme
 
-    print("README.md and the index notebook " + ("were brought" if readme.update() else "are") + " up to date")
+    print(
+        "README.md, figures/README.md and the index notebook "
+        + ("were brought" if readme.update() else "are")
+        + " up to date"
+    )
     return 0
 
 

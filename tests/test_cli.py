@@ -213,7 +213,7 @@ def test_status_tells_figures_runs_and_data_sets(call, figure, monkeypatch, tmp_
 def test_verify_believes_the_numbers_and_not_the_verdicts_beside_them(call, figure):
     code, out, _ = call("verify", "dyprune/rate")
     assert code == 0
-    assert out[-1].split() == ["dyprune/rate", "paper", "✓", "13", "of", "13", "confirmed"]
+    assert out[-1].split() == ["dyprune/rate", "paper", "✓", *"13 of 13 checks as published".split()]
 
     figure.write_text(figure.read_text().replace('"ours": 0.', '"ours": 0.5', 1))
     code, out, _ = call("verify", "dyprune/rate")
@@ -225,7 +225,7 @@ def test_verify_believes_the_numbers_and_not_the_verdicts_beside_them(call, figu
     figure.write_text(json.dumps(facts))
     code, out, _ = call("verify", "dyprune/rate")
     assert code == cli.FAILED
-    assert "claim 'rate_403' says 'confirmed', its number gives 'contradicted'" in out[-1]
+    assert "claim 'rate_403' says 'as published', its number gives 'not as published'" in out[-1]
 
 
 def test_verify_of_what_claims_nothing_is_no_failure(call):
@@ -285,14 +285,14 @@ def test_readme_writes_its_table_once(call, monkeypatch, tmp_path):
     file = tmp_path / "README.md"
     marks = f"{readme.FAST}\n{readme.FASTER}\n"
     file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\n{marks}after\n")
-    assert call("readme") == (0, ["README.md and the index notebook were brought up to date"], [])
+    assert call("readme") == (0, ["README.md, figures/README.md and the index notebook were brought up to date"], [])
     text = file.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "\nold\n" not in text
     assert f"| DyPrune | 0 of {len(papers.artefacts('dyprune'))} | 0 |" in text
-    assert text.count("not made yet") == len(papers.artefacts())
-    assert call("readme") == (0, ["README.md and the index notebook are up to date"], [])
+    assert (paths.figures() / "README.md").read_text().count("Not made yet.") == len(papers.artefacts())
+    assert call("readme") == (0, ["README.md, figures/README.md and the index notebook are up to date"], [])
 
     file.write_text("no table")
     code, _, err = call("readme")

@@ -332,7 +332,7 @@ def test_each_preset_has_its_place_and_quick_never_replaces_paper(call, ran):
 
 def test_other_parameters_than_the_presets_have_a_place_of_their_own(call, ran):
     call("toy/line", "--preset", "quick")
-    assert "✗ contradicted" in call("toy/line", "--preset", "quick", "-p", "epochs=1")[1]
+    assert "~ not at this budget" in call("toy/line", "--preset", "quick", "-p", "epochs=1")[1]
     assert (rows("toy/line"), rows("custom/toy/line")) == (["2"], ["1"])
     assert gallery.saved("custom/toy/line")["overridden"] == {"epochs": 1}
     for words in ((), ("-p", "epochs=1"), ("-p", "epochs=2")):  # the preset's own value is no other
@@ -345,9 +345,8 @@ def test_what_is_computed_stands_beside_what_is_committed_and_leaves_it_alone(ca
     before = {name: (paths.figures() / name).read_bytes() for name in files(paths.figures())}
     monkeypatch.setenv("PRUNELAB_OUT", str(tmp_path / "out"))
     _, out, _ = call("toy/line", "--preset", "quick", "-p", "epochs=1")
-    [row] = [line for line in out.splitlines() if line.startswith("t ")]
-    assert row.split("  ")[0] == "t"
-    assert row.index("✗ contradicted") < row.index("✓ confirmed")
+    [row] = [line for line in out.splitlines() if line.startswith("claim  t ")]
+    assert row.index("~ not at this budget") < row.index("✓ confirmed")
     assert "0 of 1 verdicts are those on the committed numbers" in out
     assert "1 of 1 verdicts are those on the committed numbers" in call("toy/line", "--preset", "quick")[1]
     assert files(tmp_path / "out") == [f"{n}{e}" for n in ("custom/toy/line", "toy/line") for e in (".csv", ".json")]

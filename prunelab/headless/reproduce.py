@@ -269,7 +269,7 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
         claims = facts.get("claims") or []
         try:
             problem = _damaged(artefact) or _misjudged(artefact, claims)
-            verdict = tables.summary(claim["verdict"] for claim in claims)
+            verdict = tables.summary(claims)
             if claims:
                 tables.stored_verdicts(claims)
         except (PrunelabError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
@@ -286,19 +286,32 @@ def _damaged(artefact: Artefact) -> str:
 
 def _misjudged(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:
     """Whether a stored verdict is another than its stored number gives today."""
-    from prunelab.stats import Interval
-
-    stored = {row["claim"]: row for row in rows}
-    for claim in artefact.claims:
-        row = stored.get(claim.id)
-        if row is None:
-            return f"claim {claim.id!r} was not judged; run `{again(artefact)}`"
-        ours: Any = row["ours"]
-        if claim.rule == "shown" and ours is not None:
-            ours = bool(ours)
-        elif ours is not None and row["n"] is not None:
-            half = row["interval"]
-            ours = Interval(ours, float("nan") if half is None else half, int(row["n"]), float("nan"))
-        if (verdict := papers.judge(claim, ours)) != row["verdict"]:
-            return f"claim {claim.id!r} says {row['verdict']!r}, its number gives {verdict!r}"
+    stored = {row["claim"]: row for row in rows if (row["ours"], row["interval"], row["n"])}
+    for today in papers.rejudged(artefact, rows):
+        if (row := stored.get(today["claim"])) is None:
+            return f"claim {today['claim']!r} was not judged; run `{again(artefact)}`"
+        if row["verdict"] != today["verdict"]:
+            return f"claim {today['claim']!r} says {row['verdict']!r}, its number gives {today['verdict']!r}"
+        if row["kind"] != today["kind"] or row["text"] != today["text"]:
+            return f"claim {today['claim']!r} was another; run `prunelab verify {artefact.id} --write`"
+    if left := [row["claim"] for row in rows if row["claim"] not in {claim.id for claim in artefact.claims}]:
+        return f"claim {left[0]!r} is none of today's; run `prunelab verify {artefact.id} --write`"
     return ""
+
+
+def rewrite(artefacts: Sequence[Artefact]) -> int:
+    """Write the verdicts that today's claims and rules give from the committed numbers; how many files changed.
+
+    No number is touched: what a claim asks for that was never measured is not measured.
+    """
+    changed = 0
+    for artefact in artefacts:
+        facts = gallery.saved(artefact.figure)
+        if facts is None or not (facts.get("claims") or artefact.claims):
+            continue
+        new = gallery.as_json({**facts, "claims": papers.rejudged(artefact, facts.get("claims") or [])})
+        path = paths.figures() / f"{artefact.figure}.json"
+        if new != path.read_bytes():
+            path.write_bytes(new)
+            changed += 1
+    return changed

@@ -57,7 +57,7 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     facts = {
         "preset": preset,
         "overridden": overridden,
-        "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
+        "n": _seeds(rounds) if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
         "data": _data(rounds),
         "hardware": ", ".join(devices + threads + reduced) or None,
@@ -76,11 +76,19 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
 
 
+def _seeds(rounds: pd.DataFrame) -> str:
+    """``3 seeds``, or ``2 to 6 seeds`` where the series have different ones."""
+    each = rounds.groupby("strategy")["seed"].nunique() if "strategy" in rounds else [rounds["seed"].nunique()]
+    low, high = min(each), max(each)
+    return f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
+
+
 def _data(rounds: pd.DataFrame) -> list[str]:
     """Each data set, as ``MNIST, 2,000 training and 2,000 test samples`` where not all of them were used."""
-    column = next((name for name in ("source", "data") if name in rounds and rounds[name].notna().any()), None)
+    source, data = rounds.get("source"), rounds.get("data")
+    names = data if source is None else source if data is None else source.fillna(data)
     found = []
-    for name, own in rounds.groupby(column) if column else ():
+    for name, own in rounds.groupby(names) if names is not None else ():
         parts = []
         for part, setting in (("training", "data.train_size"), ("test", "data.test_size")):
             if setting in own and (sizes := own[setting]).notna().any():
@@ -103,7 +111,14 @@ class Saved(NamedTuple):
         return self.note
 
 
-def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
+def save(
+    picture: Figure | None,
+    artefact: str,
+    data: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    runs: pd.DataFrame | None = None,
+) -> Saved:
     """Write ``<out>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
 
     All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under
@@ -116,6 +131,8 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         data: the tidy numbers of the picture; floats are written with six significant digits.
         provenance: at least ``preset``; ``overridden`` where parameters are not the preset's; ``alt`` where the picture
             has no alternative text of its own.
+        runs: the rows of the store that ``data`` was computed from; they go to ``<artefact>_runs.csv``, a line for each
+            run and round, without the settings, so that anybody can compute an interval again.
 
     Returns:
         The paths, and in ``note`` one sentence that says where and why.
@@ -136,9 +153,11 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
     name = place(artefact, preset, provenance.get("overridden") or {})
     base = paths.out() / name
-    files = {".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()}
+    files = {".csv": _csv(data)}
     if picture is not None:
         files[".png"] = _png(picture)
+    if runs is not None:
+        files["_runs.csv"] = _csv(runs[[name for name in runs if "." not in name]])
     facts = {
         **provenance,
         "artefact": artefact,
@@ -165,6 +184,15 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         base.with_name(base.name + ".json"),
         f"saved as {base}{_WHY.get(name.partition('/')[0], '')}",
     )
+
+
+def as_json(facts: Mapping[str, Any]) -> bytes:
+    """The provenance as it lies beside a figure."""
+    return (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _csv(data: pd.DataFrame) -> bytes:
+    return data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
 def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:
