@@ -1,4 +1,5 @@
-# make reproduce   install, regenerate the DyPrune tables and figures on real data, print the verdicts
+# make reproduce   install, compute the DyPrune tables and figures on real data into out/, print the verdicts beside the
+#                  committed ones, and judge all that is committed again; writes nothing that git knows
 # make test        install, run the tests            make notebooks   run every notebook at preset smoke
 # make lab         install, open JupyterLab          make browser     drive JupyterLab in headless Chromium
 # make lint        format, style, imports, notebooks make clean       remove what make and Python left, but not runs/
@@ -75,5 +76,5 @@ _install:
 	@cp pyproject.toml $(STAMP)
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis figures/smoke
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis figures/smoke out/smoke
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

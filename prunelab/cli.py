@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -60,8 +60,9 @@ def reproduce(
     jobs: int | None = None,
     device: str | None = None,
     force: bool = False,
+    into: Path | None = None,
 ) -> int:
-    """Run the notebooks of artefacts and leave their figures; what is up to date is left alone.
+    """Run the notebooks of artefacts, and put what comes out beside the committed numbers; what is up to date stays.
 
     Args:
         artefacts: ids as `prunelab list` shows them, parts of ids, papers, or all.
@@ -71,10 +72,10 @@ def reproduce(
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
         force: run also what is up to date.
+        into: folder of the figures; left out: out. `--into figures` is for those who commit what comes out.
     """
     from prunelab import papers
     from prunelab.headless import reproduce
-    from prunelab.plots import tables
 
     if jobs is not None and jobs < 1:
         raise PrunelabError(f"--jobs {jobs}: should be 1 or more")
@@ -85,21 +86,45 @@ def reproduce(
     whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
     found = reproduce.chosen(artefacts, paper)
     machine = {"jobs": jobs, "device": device}
-    plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
     failed = 0
-    for number, job in enumerate(plan, 1):
-        head = f"[{number}/{len(plan)}] {job.artefact.id}"
-        if job.reason:
-            print(f"{head}: {job.reason}")
-        else:
-            failed += not _run(head, job)
-    done = [job.artefact for job in plan if not job.reason.startswith("skipped")]
-    for check in reproduce.verify(done) if preset != "smoke" else ():
-        if not check.claims:
-            continue
-        print(f"\n{check.artefact.id}: {check.artefact.title}\n{_fitted(tables.stored_verdicts(check.claims))}")
-    print(f"\nfigures: {paths.figures()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
+    with _moved("PRUNELAB_OUT", into):
+        plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
+        for number, job in enumerate(plan, 1):
+            head = f"[{number}/{len(plan)}] {job.artefact.id}"
+            if job.reason:
+                print(f"{head}: {job.reason}")
+            else:
+                failed += not _run(head, job)
+        if preset != "smoke":  # whose numbers mean nothing
+            _beside_committed(job for job in plan if not job.reason.startswith("skipped"))
+        print(f"\nfigures: {paths.out()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
     return FAILED if failed else 0
+
+
+@contextlib.contextmanager
+def _moved(variable: str, folder: Path | None) -> Iterator[None]:
+    """A place elsewhere as long as the ``with`` lasts, for notebooks too; None: where it is."""
+    before = os.environ.get(variable)
+    if folder is not None:
+        os.environ[variable] = str(folder.expanduser().resolve())
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop(variable)
+            os.environ.update({} if before is None else {variable: before})
+
+
+def _beside_committed(jobs: Iterable[Job]) -> None:
+    """The verdicts on what was computed here, beside those on the committed numbers."""
+    from prunelab.plots import gallery, tables
+
+    for job in jobs:
+        here = gallery.saved(job.place, paths.out()) or {}
+        there = gallery.saved(job.artefact.figure) if paths.out() != paths.figures() else None
+        if claims := here.get("claims"):
+            print(f"\n{job.artefact.id}: {job.artefact.title}")
+            print(_fitted(tables.stored_verdicts(claims, there)))
 
 
 def compare(
@@ -228,7 +253,7 @@ def _clock(seconds: float) -> str:
 
 
 def verify(artefacts: Names = (), /) -> int:
-    """Judge the committed numbers again; 1 when a verdict beside them is not what they give, or a file is missing.
+    """Judge the committed numbers again; 1 when a verdict is not what they give, or a file or all of it is missing.
 
     Args:
         artefacts: as for reproduce; none: all.

@@ -13,6 +13,10 @@ class PrunelabError(ValueError):
     """Bad input, a missing file or a machine that lacks something; the message is one line with the remedy in it."""
 
 
+class PrunelabWarning(UserWarning):
+    """Something that was asked for was done in part only, or not at all; one line."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" :.")

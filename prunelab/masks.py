@@ -9,25 +9,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
-import os
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.gates import Gate
+from prunelab.tensor_file import TensorFile
 
+_KINDS = (
+    nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
+)  # fmt: skip
 _ROWS_SHOWN = 48  # of a table on the screen; one line says how many more there are
 
 
 class MaskError(PrunelabError):
     """Masks that do not fit the model, or that would leave nothing of it."""
+
+
+# Files of others (no format), and those of versions that wrote no digest, are read without one.
+_FILE = TensorFile("prunelab masks 2", "masks", "Masks.save", MaskError, older=("", "prunelab masks"))
 
 
 class Masks(Mapping[str, Tensor]):
@@ -38,19 +47,27 @@ class Masks(Mapping[str, Tensor]):
 
     Args:
         masks: Bool tensors, or numbers that are all 0 or 1.
+        unmasked: Shapes of the parameters that have no mask, where the model is known: what ``model_sparsity`` counts.
 
     Raises:
         MaskError: a mask holds something else; the message names its parameter.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], unmasked: Mapping[str, Sequence[int]] | None = None) -> None:
+        if not isinstance(masks, Mapping):
+            given = f"{masks!r}"[:40]
+            raise MaskError(f"masks should be parameter name -> mask, as of Masks.ones(model) or prune, not {given}")
         self._masks = {name: _boolean(name, mask) for name, mask in masks.items()}
+        self.unmasked = None if unmasked is None else {n: tuple(s) for n, s in unmasked.items() if n not in masks}
 
     @classmethod
     def ones(cls, model: nn.Module, layers: Iterable[str] = ()) -> Masks:
         """Keep everything: masks of the weights of ``layers``, as ``prunable`` names them; biases get none."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        return cls({name: torch.ones_like(parameters[name], dtype=torch.bool) for name in prunable(model, layers)})
+        names = prunable(model, layers)
+        masked = {id(parameters[name]) for name in names}
+        others = {n: () if is_lazy(p) else p.shape for n, p in model.named_parameters() if id(p) not in masked}
+        return cls({name: torch.ones_like(parameters[name], dtype=torch.bool) for name in names}, others)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -77,11 +94,13 @@ class Masks(Mapping[str, Tensor]):
             if mine.shape != theirs.shape:
                 raise MaskError(f"{name}: masks of shapes {_shape(mine)} and {_shape(theirs)} do not go together")
             both[name] = mine & theirs.to(mine.device)
-        return Masks(both)
+        known = [masks.unmasked for masks in (self, other) if masks.unmasked is not None]
+        common = {n: s for n, s in known[0].items() if n in known[-1]} if known else None
+        return Masks(both, common)
 
     def to(self, device: torch.device | str) -> Masks:
         """The same masks on another device."""
-        return Masks({name: mask.to(device) for name, mask in self.items()})
+        return Masks({name: mask.to(device) for name, mask in self.items()}, self.unmasked)
 
     @functools.cached_property
     def counts(self) -> Mapping[str, int]:
@@ -109,9 +128,27 @@ class Masks(Mapping[str, Tensor]):
         return 1.0 - self.density
 
     @property
+    def model_sparsity(self) -> float | None:
+        """Zeros / parameters of the whole model, those without a mask among them; None where the model is not known.
+
+        Masks from ``prune`` and ``ones`` know their model, and so do those that are made from them with ``&``.
+        """
+        if self.unmasked is None:
+            return None
+        whole = self.total + sum(map(math.prod, self.unmasked.values()))
+        return (self.total - self.kept) / whole if whole else 0.0
+
+    @property
+    def left_out(self) -> dict[str, tuple[int, ...]]:
+        """Weights (parameters of two or more dimensions) of the model that have no mask, and their shapes."""
+        return {name: shape for name, shape in (self.unmasked or {}).items() if len(shape) > 1}
+
+    @property
     def weights(self) -> Masks:
         """The masks of weights alone, without those of biases, which come with structured pruning."""
-        return Masks({name: mask for name, mask in self.items() if mask.ndim > 1})
+        biases = {name: mask.shape for name, mask in self.items() if mask.ndim <= 1}
+        known = None if self.unmasked is None else {**self.unmasked, **biases}
+        return Masks({name: mask for name, mask in self.items() if mask.ndim > 1}, known)
 
     def by_layer(self) -> list[dict[str, Any]]:
         """One row per parameter: ``parameter``, ``shape``, ``total``, ``kept``, ``density``."""
@@ -203,32 +240,18 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MaskError: the folder does not exist or cannot be written.
         """
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        tensors = {name: mask.cpu().contiguous() for name, mask in self.items()}
-        try:
-            safetensors.torch.save_file(tensors, part, metadata={"format": "prunelab masks"})
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            why = "the folder does not exist" if not path.parent.is_dir() else _line(error)
-            raise MaskError(f"{path}: masks cannot be written there ({why}): choose another place") from None
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
+        _FILE.save(path, self, unmasked=json.dumps(self.unmasked))
 
     @classmethod
     def load(cls, path: str | Path) -> Masks:
         """Read what ``save`` wrote, on the CPU.
 
         Raises:
-            MaskError: the file is absent, is no safetensors file, or holds something that is no mask.
+            MaskError: the file is absent, is no safetensors file, is damaged, or holds something that is no mask.
         """
-        if not Path(path).is_file():
-            raise MaskError(f"{path}: there is no such file; Masks.save writes one")
+        tensors, facts = _FILE.load(path)
         try:
-            return cls(safetensors.torch.load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise MaskError(f"{path}: not a file of masks ({_line(error)}): write it again with Masks.save") from None
+            return cls(tensors, _shapes(facts.get("unmasked", "null")))
         except MaskError as error:
             raise MaskError(f"{path}: {error}") from None
 
@@ -239,7 +262,18 @@ class Masks(Mapping[str, Tensor]):
             rows[_ROWS_SHOWN // 2 : -_ROWS_SHOWN // 2] = [[f"... {hidden} more", "", "", "", "", ""]]
         header = ["parameter", "shape", "kept", "total", "density", ""]
         caption = f"Masks of {len(self)} parameter{'s' * (len(self) != 1)}, sparsity {self.sparsity:.4f}"
+        if self.model_sparsity is not None:
+            whole = self.total + sum(map(math.prod, self.unmasked.values()))
+            caption += f", {self.model_sparsity:.4f} of all {whole:,} parameters of the model"
         return caption, [header, *rows, ["total", "", *_share(self.kept, self.total)]]
+
+    def _note(self) -> str:
+        """What was left out, the largest first; empty where that is nothing, or not known."""
+        sizes = sorted(((math.prod(s), n) for n, s in self.left_out.items()), key=lambda pair: (-pair[0], pair[1]))
+        if not sizes:
+            return ""
+        named = ", ".join(f"{_short(name)} ({size:,})" for size, name in sizes[:4]) + ", ..." * (len(sizes) > 4)
+        return f"left out, {sum(size for size, _ in sizes):,} weights: {named}"
 
     def __repr__(self) -> str:
         caption, rows = self._table()
@@ -247,7 +281,8 @@ class Masks(Mapping[str, Tensor]):
         pads = [str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust]
         lines = ["  ".join(pad(*cell) for pad, *cell in zip(pads, row, widths, strict=True)).rstrip() for row in rows]
         rule = "─" * max(map(len, lines))
-        return "\n".join([caption, rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        notes = [note] if (note := self._note()) else []
+        return "\n".join([caption, rule, lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
 
     def _repr_html_(self) -> str:
         caption, (header, *rows, total) = self._table()
@@ -256,50 +291,114 @@ class Masks(Mapping[str, Tensor]):
             return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
         body = "".join(line(row, "td") for row in rows)
-        foot = f"<tfoot>{line(total, 'th')}</tfoot>"
+        note = f"<tr><td>{html.escape(self._note())}</td></tr>" if self._note() else ""
+        foot = f"<tfoot>{line(total, 'th')}{note}</tfoot>"
         caption = f"<caption>{html.escape(caption)}</caption>"
         return f"<table>{caption}<thead>{line(header, 'th')}</thead><tbody>{body}</tbody>{foot}</table>"
 
 
 def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
-    """Names of the parameters that may be pruned: the weights of Linear and Conv2d layers, in the order of the modules.
+    """Names of the parameters that may be pruned: weights of two or more dimensions, in the order of the modules.
 
-    Biases are not among them: they are few, and go only together with their whole unit. A weight that two layers
-    share is named once.
+    Without ``layers`` these are the weights of Linear, of convolutions and transposed convolutions of any dimension, of
+    Embedding, Bilinear, recurrent layers and cells (``weight_ih``, ``weight_hh``), of MultiheadAttention
+    (``in_proj_weight``; its ``out_proj`` is a Linear), of their subclasses, and of the ``Conv1D`` of transformers.
+    Biases are not among them: they are few, and go only together with their whole unit. A weight that two layers share
+    is named once.
 
     Args:
         model: Any module.
-        layers: Names of layers, as in ``model.named_modules()``; ``()``: all of them.
+        layers: Names of layers, as in ``model.named_modules()``, also of other classes, of which all parameters of two
+            or more dimensions are taken; or names of parameters. ``()``: all layers of the classes above.
 
     Raises:
-        MaskError: a layer that does not exist, is of another kind, or whose weight is not a plain parameter.
+        MaskError: a layer that does not exist, has no such parameter, or whose weight is no plain floating-point
+            parameter with values.
     """
-    modules = dict(model.named_modules())
-    fit = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)}
-    wanted = [layers] if isinstance(layers, str) else list(layers)
+    if not isinstance(model, nn.Module):
+        raise MaskError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    wanted, modules = named_layers(layers), dict(model.named_modules())
+    known = {
+        name: module for name, module in modules.items() if isinstance(module, _KINDS) or _is_turned_linear(module)
+    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in wanted:
-        if name not in modules:
-            raise MaskError(f"the model has no layer {name!r}: {nearest(name, fit)}")
-        if name not in fit:
-            kind = type(modules[name]).__name__
-            raise MaskError(f"layer {name!r} is a {kind}; only Linear and Conv2d can be pruned: {nearest(name, fit)}")
-    if not fit:
-        raise MaskError(f"{type(model).__name__} has no Linear or Conv2d layer, so there is nothing to prune")
+        if name not in modules and name not in parameters:
+            raise MaskError(f"the model has no layer {name!r}: {nearest(name, known)}")
+    if not wanted and not known:
+        kind = type(model).__name__
+        raise MaskError(f"{kind} has no Linear, convolution or other known layer of weights: name layers with layers=")
     names: dict[int, str] = {}
-    for name, module in fit.items():
-        if wanted and name not in wanted:
-            continue
-        weight = module._parameters.get("weight")
-        if weight is None:
-            why = "computed, as by torch.nn.utils.prune or a parametrisation: make it a plain parameter first"
-            raise MaskError(f"the weight of layer {name!r} is {why}, or prune the others by name, with layers=")
-        if isinstance(weight, nn.parameter.UninitializedParameter):
-            raise MaskError(
-                f"layer {name!r} is lazy and has no shape yet: run one batch through the model first, or prune the "
-                "others by name, with layers="
-            )
-        names.setdefault(id(weight), f"{name}.weight" if name else "weight")
+    for layer, module in modules.items():
+        own = {
+            f"{layer}.{name}" if layer else name: weight for name, weight in _weights(module, layer in known).items()
+        }
+        asked = {name: parameters[name] for name in wanted if name in parameters and layer_of(name) == layer}
+        if layer in wanted and layer not in known and not own:
+            kind = f"layer {layer!r} is a {type(module).__name__}, which has no weight of two or more dimensions itself"
+            raise MaskError(f"{kind}: {nearest(layer, known)}")
+        for name, weight in (own if layer in wanted or (not wanted and layer in known) else asked).items():
+            _refuse(layer, name, weight)
+            names.setdefault(id(weight), name)
     return list(names.values())
+
+
+def _weights(layer: nn.Module, known: bool) -> dict[str, Tensor | None]:
+    """The weights of a layer, those that are computed as None; of one whose class is not known all that it might be."""
+    own = {n: p for n, p in layer._parameters.items() if p is not None and (is_lazy(p) or p.dim() > 1)}
+    if not known:
+        return dict(own)
+    plain = {name for name, value in vars(layer).items() if isinstance(value, Tensor)}
+    computed = {*getattr(layer, "parametrizations", ()), *(n for n in plain if any(o.startswith(f"{n}_") for o in own))}
+    weights = {name: weight for name, weight in own.items() if "weight" in name}
+    return {n: w for n, w in weights.items() if not any(n.startswith(f"{c}_") for c in computed)} | dict.fromkeys(
+        name for name in sorted(computed) if "weight" in name
+    )
+
+
+def _refuse(layer: str, name: str, weight: Tensor | None) -> None:
+    """Say in one line why a weight cannot be pruned."""
+    others = "or prune the others by name, with layers="
+    if weight is None:
+        why = "computed, as by torch.nn.utils.prune or a parametrisation: make it a plain parameter first"
+        raise MaskError(f"the weight of layer {layer!r} is {why}, {others}")
+    if is_lazy(weight):
+        raise MaskError(f"layer {layer!r} is lazy and has no shape yet: run one batch through the model, {others}")
+    if not (weight.is_floating_point() or weight.is_complex()):
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise MaskError(f"{name} is {kind}, as quantised weights are: prune before you quantise, {others}")
+
+
+def named_layers(layers: Iterable[str] | None) -> list[str]:
+    """``layers`` as a list: one name, several, or none.
+
+    Raises:
+        MaskError: something else.
+    """
+    names = [layers] if isinstance(layers, str) else layers
+    if not isinstance(names, Iterable) or isinstance(names, nn.Module):
+        names = () if names is None else (names,)
+    names = list(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise MaskError(f"layers: {name!r:.60} is no name: give names of layers, as in model.named_modules()")
+    return names
+
+
+def unit_axis(layer: nn.Module) -> int | None:
+    """The axis of a layer's weight along which its neurons or filters lie; None: it has none that go by themselves.
+
+    0 of Linear and convolutions; 1 where the weight is [inputs, outputs, ...], as of transposed convolutions and of the
+    ``Conv1D`` of transformers. Other layers, and transposed convolutions with groups, have channels only.
+    """
+    if isinstance(layer, _ConvTransposeNd):
+        return 1 if layer.groups == 1 else None
+    return 0 if isinstance(layer, nn.Linear | _ConvNd) else 1 if _is_turned_linear(layer) else None
+
+
+def _is_turned_linear(layer: nn.Module) -> bool:
+    """Whether it is the Conv1D of transformers, a Linear whose weight is [inputs, outputs]."""
+    return any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(layer).__mro__)
 
 
 def maskable(model: nn.Module) -> dict[str, Tensor]:
@@ -315,11 +414,23 @@ def layer_of(parameter: str) -> str:
 
 
 def _boolean(name: str, mask: Tensor) -> Tensor:
+    if not isinstance(name, str):
+        raise MaskError(f"{name!r}: a mask should be under the name of its parameter, which is a text")
     if not isinstance(mask, Tensor):
         raise MaskError(f"{name}: a mask should be a tensor of True and False, not {type(mask).__name__}")
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise MaskError(f"{name}: a mask should hold only True and False, or only 1 and 0")
     return mask.detach().to(torch.bool, copy=True)
+
+
+def _shapes(text: str) -> dict[str, list[int]] | None:
+    """Name -> shape from a file; None where it has none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        rows = found.values() if isinstance(found, dict) else ()
+        if found is None or (rows and all(isinstance(r, list) and all(type(n) is int for n in r) for r in rows)):
+            return found
+    return None
 
 
 def _density(kept: int, total: int) -> float:
@@ -343,7 +454,3 @@ def _shape(tensor: Tensor) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= 60 else f"{name[:28]}...{name[-28:]}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

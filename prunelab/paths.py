@@ -6,7 +6,10 @@ switch.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -29,8 +32,13 @@ def runs() -> Path:
 
 
 def figures() -> Path:
-    """The committed pictures and their numbers: ``PRUNELAB_FIGURES``, or ``figures/`` in the repository."""
+    """The committed pictures and their numbers, which are read: ``PRUNELAB_FIGURES``, or ``figures/`` here."""
     return _place("PRUNELAB_FIGURES", root() / "figures")
+
+
+def out() -> Path:
+    """Where notebooks leave pictures and numbers: ``PRUNELAB_OUT``, else ``PRUNELAB_FIGURES``, else ``out/`` here."""
+    return _place("PRUNELAB_OUT", _place("PRUNELAB_FIGURES", root() / "out"))
 
 
 def notebooks() -> Path:
@@ -48,3 +56,27 @@ def cache() -> Path:
     """Prepared data sets: ``PRUNELAB_CACHE``, or ``prunelab`` in the user's cache folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return _place("PRUNELAB_CACHE", base / "prunelab")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which is moved over ``path`` in one step when the block ends without an error.
+
+    At any moment, and after any failure, there is the old file or the new one. Of several in one ``ExitStack`` all are
+    written before the first is moved. What the system says of a failure is left to the caller.
+
+    Args:
+        path: of the file; its folder exists.
+
+    Yields:
+        A path in the same folder, with the same ending.
+    """
+    part = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
+    try:
+        yield part
+        with part.open("r+b") as file:  # a rename must not get to the disk before the bytes do
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

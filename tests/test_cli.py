@@ -127,7 +127,7 @@ sys.exit(f"loaded: {sorted(heavy)}" if heavy else 0)
         (["reproduce", "dyprune/rate", "--device", "gpu"], "device 'gpu': no such device"),
         (["reproduce", "dyprune/rate", "-p", "event=3"], "no parameter 'event'; did you mean 'events'?"),
         (["reproduce", "dyprune/rate", "-p", "events"], "'events' is no parameter; write name=value"),
-        (["reproduce", "dyprune/rate", "-p", "events=1.5"], "events = 1.5: should be int, for example"),
+        (["reproduce", "dyprune/rate", "-p", "events=1.5"], "events = 1.5: should be int | None"),
         (["reproduce", "dyprune/rate", "-p", "preset=smoke"], "choose it with --preset"),
         (["data", "prepare", "mnits"], "unknown data set 'mnits': did you mean 'mnist'?"),
         (["data", "prepare", "../etc"], "data set name '../etc': use lower-case letters"),
@@ -241,7 +241,7 @@ def test_verify_says_which_claims_are_damaged(call, figure, damage):
     figure.write_text(json.dumps(facts))
     code, out, err = call("verify", "dyprune/rate")
     assert (code, len(out), err) == (cli.FAILED, 1, [])
-    assert "its claims are no table of verdicts; run `prunelab reproduce dyprune/rate --force`" in out[0]
+    assert "its claims are no table of verdicts; run `prunelab reproduce dyprune/rate --into figures --force`" in out[0]
 
 
 @pytest.mark.parametrize("ending", [".png", ".csv"])
@@ -249,14 +249,17 @@ def test_verify_misses_a_file(call, figure, ending):
     figure.with_suffix(ending).unlink()
     code, out, _ = call("verify", "rate")
     assert code == cli.FAILED
-    assert f"figures/dyprune/rate{ending} is missing; run `prunelab reproduce dyprune/rate --force`" in out[-1]
+    assert (
+        f"figures/dyprune/rate{ending} is missing; run `prunelab reproduce dyprune/rate --into figures --force`"
+        in out[-1]
+    )
 
 
-def test_verify_of_what_was_never_made_is_no_failure(call):
+def test_verify_of_what_was_never_made_says_so_and_fails(call):
     code, out, _ = call("verify")
-    assert code == 0
+    assert code == cli.FAILED
     assert len(out) == len(papers.artefacts())
-    assert all("not made yet" in line for line in out)
+    assert all(f"there are no numbers in {paths.figures()}; run `prunelab reproduce " in line for line in out)
 
 
 def test_readme_writes_its_table_once(call, monkeypatch, tmp_path):

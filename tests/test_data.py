@@ -1,5 +1,6 @@
 """Data sets: read bit by bit, divided as the papers do, cached once, and refused in one line when something is off."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -27,7 +28,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from prunelab import data, paths
+from prunelab import data, digest, paths
 from prunelab.data.sources import SOURCES
 from prunelab.errors import PrunelabError
 from prunelab.settings import Data
@@ -171,6 +172,12 @@ def test_cifar10_from_jpeg_files_says_so_and_from_png_files_does_not(root: Path,
     assert data.load("cifar10").source == "CIFAR-10"
 
 
+def tarred_under(folder: Path, file: Path) -> Path:
+    with tarfile.open(file, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    return file
+
+
 @pytest.fixture
 def original_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
     """CIFAR-10 as its authors pack it, with 20 + 10 images and the digests to match."""
@@ -196,12 +203,6 @@ def original_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, n
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": digests["batches.meta"]})
     monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     return archive, images.reshape(30, 3, 32, 32)
-
-
-def tarred_under(folder: Path, file: Path) -> Path:
-    with tarfile.open(file, "w:gz") as archive:
-        archive.add(folder, folder.name)
-    return file
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar.gz"])
@@ -412,7 +413,8 @@ def test_a_prepared_data_set_is_mapped_into_memory_and_carries_its_origin(root: 
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     images = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    assert (metadata["source"], metadata["format"], metadata["digest"]) == ("MNIST", "1", mnist.digest)
+    assert (metadata["source"], metadata["format"], metadata["reader"]) == ("MNIST", "2", "1")
+    assert metadata["sha256_of_tensors"] == mnist.digest
     assert json.loads(metadata["files"])[images.name] == hashlib.sha256(images.read_bytes()).hexdigest()
     assert not any(str(root) in value for value in metadata.values())
 
@@ -445,7 +447,7 @@ def test_available_tells_what_is_prepared_and_where_the_rest_would_come_from(roo
     assert rows["flowers"]["bytes"] == data.prepare("flowers", from_=tmp_path / "tree").stat().st_size
 
 
-def test_verify_finds_one_changed_byte(root: Path) -> None:
+def test_one_changed_byte_is_found_by_verify_and_by_load(root: Path) -> None:
     write_mnist(root)
     path = data.prepare("mnist")
     assert data.verify() == [{"name": "mnist", "ok": True, "problem": ""}]
@@ -454,8 +456,23 @@ def test_verify_finds_one_changed_byte(root: Path) -> None:
     path.write_bytes(content)
     (row,) = data.verify("mnist")
     assert not row["ok"]
-    assert "digest" in row["problem"]
-    assert "prunelab data prepare mnist" in row["problem"]
+    refused(lambda: data.load("mnist"), "its bytes are not those that were written", "prunelab data prepare mnist")
+    assert "its bytes are not those that were written" in row["problem"]
+
+
+def test_what_another_version_of_the_reader_prepared_is_prepared_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_mnist(root)
+    data.prepare("mnist")
+    newer = {**SOURCES, "mnist": dataclasses.replace(SOURCES["mnist"], version=2)}
+    monkeypatch.setattr("prunelab.data.cache.SOURCES", newer)
+    write_mnist(root, seed=1)
+    again = data.load("mnist").digest
+    assert "by another version of its reader" in caplog.text
+    assert data.load("mnist").digest == again
+    change_cache(data.prepare("mnist"), format="1")  # of before there were digests
+    assert data.load("mnist").digest == again
 
 
 def test_verify_says_that_a_known_data_set_is_not_prepared(root: Path) -> None:
@@ -807,7 +824,10 @@ def test_more_samples_than_there_are_is_refused(root: Path, settings: dict[str, 
 def change_cache(path: Path, **metadata: str) -> None:
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
-    save_file({key: tensor.clone() for key, tensor in load_file(path).items()}, path, {**old, **metadata})
+    metadata = {**old, **digest.IN_TENSORS, **metadata}
+    save_file({key: tensor.clone() for key, tensor in load_file(path).items()}, path, metadata)
+    with path.open("r+b") as file:
+        digest.seal(file)
 
 
 @pytest.mark.parametrize(
@@ -816,10 +836,10 @@ def change_cache(path: Path, **metadata: str) -> None:
         (lambda path: rewrite(path, lambda content: content[:-100]), "damaged"),
         (lambda path: path.write_bytes(b"no tensors"), "damaged"),
         (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: change_cache(path, format="0"), "format 0, this version reads 1"),
+        (lambda path: change_cache(path, sha256_of_this="none"), "its digest is gone"),
         (lambda path: change_cache(path, classes='["a", "b"]'), "label is out of range 0..1"),
         (lambda path: change_cache(path, classes="["), "incomplete"),
-        (lambda path: save_file({"train_x": torch.zeros(3)}, path, {"format": "1"}), "incomplete"),
+        (lambda path: save_file({"train_x": torch.zeros(3)}, path, {"format": "2", "reader": "1"}), "digest is gone"),
     ],
     ids=["truncated", "text", "empty", "format", "labels", "metadata", "tensors"],
 )

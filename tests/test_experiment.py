@@ -324,7 +324,7 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path, method
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(store.root), json.dumps([one.asdict()])]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoint = store.root / f"{one.id}.partial" / "checkpoint.safetensors"
-    for _ in range(600):
+    for _ in range(3000):
         if checkpoint.exists() or process.poll() is not None:
             break
         time.sleep(0.02)

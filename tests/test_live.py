@@ -258,7 +258,7 @@ def test_methods_that_rank_a_finished_model_are_offered_once_with_what_they_can_
     assert offered(model)["magnitude"] == ["weight", "neuron"]
     assert offered(conv)["magnitude"] == ["weight", "neuron", "filter", "unit"]
     assert {"snip", "taylor", "wanda", "dropnet", "apoz", "l2_filter"} <= set(offered(conv))
-    assert {"magnitude", "random", "l2_neuron"} == set(offered(model, data=False))
+    assert {"magnitude", "random", "l2_neuron", "lamp", "fpgm"} == set(offered(model, data=False))
     assert "slimming" in offered(normed)
     assert not {"slimming", "movement", "none", "dyprune", "l1_weight", "random_filter", "n_of_m"} & set(offered(conv))
     assert "dropnet_oracle" not in offered(conv), "it removes one unit, whatever the rate"

@@ -102,6 +102,14 @@ def test_masks_copy_and_pickle_like_values():
     assert masks.to("cpu") == masks
 
 
+@pytest.mark.parametrize("masks", [None, 5, [torch.ones(2)], "masks"])
+def test_what_is_no_mapping_is_refused(masks):
+    with pytest.raises(MaskError, match=r"masks should be parameter name -> mask, as of Masks.ones"):
+        Masks(masks)
+    with pytest.raises(MaskError, match="3: a mask should be under the name of its parameter"):
+        Masks({3: torch.ones(2)})
+
+
 # -------------------------------------------------------------------------------------------------- what is pruned
 
 
@@ -111,6 +119,73 @@ def test_prunable_are_the_weights_of_linear_and_conv_in_module_order():
     assert prunable(model, ["4", "0"]) == ["0.weight", "4.weight"]
     assert prunable(model, "4") == ["4.weight"]
     assert prunable(nn.Linear(2, 2)) == ["weight"]
+
+
+class Table(nn.Module):
+    """Of a class of the user's own: a table, its scale, a stack of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.scale = nn.Parameter(torch.randn(7, 3)), nn.Parameter(torch.ones(3))
+        self.stack = nn.Parameter(torch.randn(2, 3, 3))
+
+
+def test_prunable_are_weights_of_every_kind_and_others_by_name():
+    model = nn.ModuleDict(
+        {
+            "conv": nn.Conv1d(2, 4, 3),
+            "up": nn.ConvTranspose2d(4, 2, 2),
+            "deep": nn.Conv3d(1, 2, 2),
+            "words": nn.Embedding(5, 3),
+            "bag": nn.EmbeddingBag(4, 2),
+            "both": nn.Bilinear(2, 3, 4),
+            "lstm": nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2),
+            "gru": nn.GRU(3, 4),
+            "cell": nn.RNNCell(2, 3),
+            "mix": nn.MultiheadAttention(4, 2, kdim=3, vdim=3),
+            "same": nn.MultiheadAttention(4, 2, add_bias_kv=True),
+            "own": Table(),
+            "norm": nn.LayerNorm((2, 3)),
+        }
+    )
+    lstm = [f"lstm.weight_{w}_l{n}{back}" for n in (0, 1) for back in ("", "_reverse") for w in ("ih", "hh", "hr")]
+    known = [f"{name}.weight" for name in ("conv", "up", "deep", "words", "bag", "both")]
+    known += [*lstm, "gru.weight_ih_l0", "gru.weight_hh_l0", "cell.weight_ih", "cell.weight_hh"]
+    known += [f"mix.{n}" for n in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")]
+    known += ["same.in_proj_weight", "same.out_proj.weight"]
+    assert prunable(model) == known
+    assert prunable(model, ["own", "gru.weight_hh_l0"]) == ["gru.weight_hh_l0", "own.table", "own.stack"]
+    assert prunable(model, "own.stack") == ["own.stack"]
+    assert Masks.ones(model).left_out == {
+        "own.table": (7, 3),
+        "own.stack": (2, 3, 3),
+        "norm.weight": (2, 3),
+        "norm.bias": (2, 3),
+        "same.bias_k": (1, 1, 4),
+        "same.bias_v": (1, 1, 4),
+    }
+
+
+def test_the_sparsity_of_the_whole_model_stands_beside_that_of_its_masks(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 5), Table(), nn.Linear(5, 2, bias=False))  # 20 + 10 masked, 5 + 21 + 3 + 18 not
+    masks = Masks.ones(model) & Masks({"0.weight": torch.arange(20).view(5, 4) >= 15})
+    assert (masks.sparsity, masks.model_sparsity) == (0.5, pytest.approx(15 / 77))
+    head, *_, note = repr(masks).splitlines()
+    assert head == "Masks of 2 parameters, sparsity 0.5000, 0.1948 of all 77 parameters of the model"
+    assert note == "left out, 39 weights: 1.table (21), 1.stack (18)"
+    assert note in masks._repr_html_()
+    with_bias = masks & Masks({"0.bias": torch.tensor([1, 1, 1, 1, 0])})
+    assert with_bias.model_sparsity == pytest.approx(16 / 77)
+    assert with_bias.weights.model_sparsity == pytest.approx(15 / 77)
+    masks.save(tmp_path / "masks")
+    for again in (
+        masks.to("cpu"),
+        copy.deepcopy(masks),
+        Masks.load(tmp_path / "masks"),
+        Masks.ones(model, ["0"]) & Masks.ones(model, ["2"]) & masks,
+    ):
+        assert repr(again) == repr(masks)
+    assert Masks(dict(masks)).model_sparsity is None
 
 
 def test_a_shared_weight_is_pruned_once():
@@ -125,8 +200,13 @@ def test_a_shared_weight_is_pruned_once():
     ("layers", "words"),
     [
         (["sceond"], "no layer 'sceond': did you mean 'second'?"),
-        (["relu"], "layer 'relu' is a ReLU; only Linear and Conv2d can be pruned"),
+        (
+            ["relu"],
+            "layer 'relu' is a ReLU, which has no weight of two or more dimensions itself: known: first, last, second",
+        ),
         ([""], "layer '' is a Sequential"),
+        (5, "layers: 5 is no name"),
+        ([("first",)], "layers: ('first',) is no name"),
     ],
 )
 def test_a_layer_that_cannot_be_pruned_is_refused_by_name(layers, words):
@@ -137,7 +217,24 @@ def test_a_layer_that_cannot_be_pruned_is_refused_by_name(layers, words):
 
 
 def test_models_without_plain_weights_are_refused():
-    with pytest.raises(MaskError, match=r"no Linear or Conv2d"):
+    computed = r"the weight of layer '0' is computed, .* make it a plain parameter first, or prune the others by name"
+    parametrised = [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+    ]
+    for change in parametrised:
+        model = nn.Sequential(change(nn.Linear(3, 3)), nn.Linear(3, 2))
+        with pytest.raises(MaskError, match=computed):
+            prunable(model)
+        assert prunable(model, ["1"]) == ["1.weight"]
+    whole = nn.Linear(3, 3)
+    whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(MaskError, match=r"0.weight is int8, as quantised weights are: prune before you quantise"):
+        prunable(nn.Sequential(whole))
+    with pytest.raises(
+        MaskError, match=r"ReLU has no Linear, convolution or other known layer of weights: name layers"
+    ):
         prunable(nn.ReLU())
     with pytest.raises(MaskError, match=r"'first' is computed, as by torch.nn.utils.prune"):
         prunable(nn.Sequential(OrderedDict(first=torch_prune.random_unstructured(nn.Linear(2, 2), "weight", 0.5))))

@@ -309,7 +309,7 @@ def test_a_mistake_is_one_line_before_any_work(here, monkeypatch, arrange, mista
         (no_runs, "reproduce dyprune/rate", "cannot be written (Not a directory): set PRUNELAB_RUNS to a folder"),
         (no_runs, "runs import junk", "cannot be written (Not a directory): set PRUNELAB_RUNS to a folder"),
         (no_cache, "data prepare iris", "cannot be written (Not a directory): set PRUNELAB_CACHE to a folder"),
-        (no_figures, "reproduce dyprune/rate", "(Not a directory): set PRUNELAB_FIGURES to a folder"),
+        (no_figures, "reproduce dyprune/rate", "(Not a directory): set PRUNELAB_OUT to a folder"),
         (no_figures, "list", "(Not a directory): set PRUNELAB_FIGURES to a folder"),
         (as_is, "data prepare own --from empty", "empty: no train/<class>/ folder in it"),
         (empty_run, "runs list", "settings.json is missing: delete the folder"),

@@ -1,6 +1,7 @@
 """Every committed notebook is fit to be committed, and runs from end to end at preset smoke."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,14 @@ def test_a_notebook_takes_the_values_of_every_preset(artefact, preset):
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS, ids=lambda artefact: artefact.id)
-def test_a_notebook_that_is_opened_by_hand_has_the_values_of_quick(artefact):
+def test_a_notebook_leaves_its_values_to_the_preset_and_says_what_was_overridden(artefact):
     own = declared_parameters(paths.notebooks() / artefact.notebook)
-    values = artefact.parameters("quick")
-    assert {name: own[name].default for name in values} == values
+    assert own["preset"].default == "quick"
+    assert set(own) - {"preset", "jobs", "device"} == artefact.parameters("quick").keys() - {"preset"}
+    assert {own[name].default for name in set(own) - {"preset", "device"}} <= {None}
+    code = (paths.notebooks() / artefact.notebook).read_text(encoding="utf-8")
+    assert "use = papers.chosen(ARTEFACT, globals())" in code
+    assert not re.search(r"[(,:] preset[,)]", code)  # a label without what was overridden
 
 
 def run_at_smoke(notebook: str, parameters: dict, tmp_path: Path) -> Path:
@@ -60,3 +65,14 @@ def test_the_notebook_of_an_artefact_runs_and_leaves_its_figure(artefact, tmp_pa
 def test_a_notebook_of_no_artefact_runs(notebook, tmp_path):
     parameters = {"preset": "smoke"} if "preset" in declared_parameters(paths.notebooks() / notebook) else {}
     run_at_smoke(notebook, parameters, tmp_path)
+
+
+@pytest.mark.notebook
+def test_plain_papermill_too_leaves_the_numbers_of_other_parameters_elsewhere(tmp_path, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setenv("PRUNELAB_OUT", str(tmp_path))
+    notebook = paths.notebooks() / "dyprune" / "rate.ipynb"
+    papermill.execute_notebook(notebook, tmp_path / "o.ipynb", {"events": 8}, progress_bar=False, cwd=paths.root())
+    facts = json.loads((tmp_path / "custom" / "dyprune" / "rate.json").read_text(encoding="utf-8"))
+    assert (facts["preset"], facts["overridden"]) == ("quick", {"events": 8})
+    assert not (tmp_path / "dyprune").exists()

@@ -143,7 +143,8 @@ def judged(rule):
     ("artefacts", "complaint"),
     [
         (entry(more="presets = {smoke = {}}"), "presets should be smoke, quick, paper, got smoke"),
-        (entry(more="presets = {smoke = {}, quick = {epochs = 3}, paper = {}}"), "paper says nothing of epochs"),
+        (entry(more="presets = {smoke = {a = 1}, quick = {a = 2}, paper = {}}"), "preset paper says nothing of a"),
+        (entry(more="presets = {smoke = {a = 1}, quick = {}, paper = {}}"), "preset quick says nothing of a"),
         (entry() + "," + entry(), "'p/a' stands there twice"),
         (entry("q/a"), "paper 'q'"),
         (entry("p/A"), "small letters"),
@@ -170,10 +171,22 @@ def test_a_file_that_is_no_toml_or_not_there_is_refused(tmp_path):
 
 
 def test_parameters_keep_the_types_they_were_written_in(tmp_path):
-    more = "presets = {smoke = {a = 1, b = 1.0, c = true, d = [3, 4]}, quick = {}, paper = {}}"
+    more = "presets = {all = {a = 1, b = 2.0, c = true, d = [3, 4]}, smoke = {b = 1.0}, quick = {}, paper = {}}"
     _, (artefact,) = papers.read(written(tmp_path, entry(more=more)))
     values = artefact.parameters("smoke")
     assert [type(values[name]) for name in "abcd"] == [int, float, bool, list]
+    assert values["b"] == 1.0
+
+
+def test_a_notebook_takes_what_was_given_and_else_the_presets_values():
+    use = papers.chosen("dyprune/table_iris", {"preset": "quick", "seeds": 1, "epochs": 25, "hidden": None, "other": 3})
+    assert (use.seeds, use.epochs, use.hidden, use.preset) == (1, 25, [100, 100, 100], "quick")
+    assert use.overridden == {"seeds": 1}  # 25 epochs are the preset's own
+    assert use.values == {"hidden": [100] * 3, "epochs": 25, "seeds": 1, "published_seeds": 10}
+    assert use.without("hidden", "epochs") == {"seeds": 1, "published_seeds": 10}
+    assert str(use).endswith("; given: seeds = 1")
+    with pytest.raises(PapersError, match="preset 'qick': did you mean 'quick'"):
+        papers.chosen("dyprune/table_iris", {"preset": "qick"})
 
 
 def test_the_papers_own_lead_stands_beside_ours_and_decides_nothing():

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from prunelab import paths, plots
+from prunelab import papers, paths, plots
 from prunelab.errors import PrunelabError
 from prunelab.plots import gallery, marks, pictures
 
@@ -294,10 +294,22 @@ def test_smoke_goes_aside_and_quick_never_replaces_paper():
     assert saved("paper").name == "p/a"
     aside = saved("quick")
     assert aside.name == "quick/p/a"
-    assert "preset paper and stays" in str(aside)
+    assert "the numbers of preset paper stay where they are" in str(aside)
     assert gallery.saved("p/a")["preset"] == "paper"
-    assert gallery.saved("p/a", "quick")["preset"] == "quick"
+    assert gallery.saved("quick/p/a")["preset"] == "quick"
     assert saved("paper").name == "p/a"
+
+
+def test_other_parameters_than_the_presets_go_aside_and_are_in_the_caption():
+    assert saved("paper", overridden={}).name == "p/a"
+    aside = saved("paper", overridden={"seeds": 1})
+    assert aside.name == "custom/p/a"
+    assert gallery.saved("custom/p/a")["overridden"] == {"seeds": 1}
+    assert saved("smoke", overridden={"seeds": 1}).name == "smoke/p/a"
+    use = papers.chosen("dyprune/table_iris", {"preset": "quick", "seeds": 1, "epochs": None, "hidden": [100] * 3})
+    facts = plots.provenance(rounds(), use)
+    assert (facts["preset"], facts["overridden"]) == ("quick", {"seeds": 1})
+    assert "preset quick · but seeds = 1" in pictures.caption(facts)
 
 
 def test_a_table_without_a_picture_is_saved_too():

@@ -51,7 +51,7 @@ def test_scores_of_units_hold_for_all_their_weights_and_their_bias():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     start, after = Masks.ones(model), prune(model, "l1_neuron", 0.5)
-    scores = reduce_to_units(magnitude(model, ["0.weight"]), ["0.weight"])
+    scores = reduce_to_units(model, magnitude(model, ["0.weight"]), ["0.weight"])
     record = Removals.start(model).add(1, start, after, scores)
     units = record.frame(whole_units=True)
     lowest = scores["0"].argsort()[:2].sort().values

@@ -47,7 +47,7 @@ paper = "toy"
 title = "Another line"
 claim = "It rises."
 data = ["mnist"]
-presets = { smoke = {}, quick = {}, paper = {} }
+presets = { smoke = { epochs = 1 }, quick = { epochs = 2 }, paper = { epochs = 3 } }
 
 [[artefact]]
 id = "other/table"
@@ -67,7 +67,8 @@ import pandas as pd
 from prunelab import papers
 from prunelab.plots import gallery
 claims = papers.verdicts("toy/line", {{"epochs": epochs}}) if {judged} else None
-facts = {{"preset": preset, "alt": "a line", "claims": claims}}
+other = {{}} if epochs == {{"smoke": 1, "quick": 2, "paper": 3}}[preset] else {{"epochs": epochs}}
+facts = {{"preset": preset, "overridden": other, "alt": "a line", "claims": claims}}
 gallery.save(None, {id!r}, pd.DataFrame({{"epochs": [epochs]}}), facts)
 """
 
@@ -181,6 +182,7 @@ def test_a_value_reaches_only_the_notebooks_that_declare_it():
     write("other/table", parameters='preset: str = "quick"')
     line, table = planned(("toy/line", "other/table"), "smoke", ["epochs=7"], machine={"jobs": 2, "device": None})
     assert line.parameters == {"preset": "smoke", "epochs": 7, "jobs": 2}
+    assert line.overridden == {"epochs": 7}
     assert table.parameters == {"preset": "smoke"}
 
 
@@ -199,7 +201,7 @@ def test_a_wrong_value_is_refused_before_the_first_notebook_runs(call, ran, assi
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("variable", ["PRUNELAB_RUNS", "PRUNELAB_FIGURES"])
+@pytest.mark.parametrize("variable", ["PRUNELAB_RUNS", "PRUNELAB_OUT"])
 def test_a_place_that_cannot_be_written_is_refused_before_the_first_notebook_runs(
     call, ran, monkeypatch, tmp_path, variable
 ):
@@ -309,10 +311,36 @@ def test_each_preset_has_its_place_and_quick_never_replaces_paper(call, ran):
     assert len(ran) == done
 
 
+def test_other_parameters_than_the_presets_have_a_place_of_their_own(call, ran):
+    call("toy/line", "--preset", "quick")
+    assert "✗ contradicted" in call("toy/line", "--preset", "quick", "-p", "epochs=1")[1]
+    assert (rows("toy/line"), rows("custom/toy/line")) == (["2"], ["1"])
+    assert gallery.saved("custom/toy/line")["overridden"] == {"epochs": 1}
+    for words in ((), ("-p", "epochs=1"), ("-p", "epochs=2")):  # the preset's own value is no other
+        assert ": up to date" in call("toy/line", "--preset", "quick", *words)[1]
+    assert len(ran) == 2
+
+
+def test_what_is_computed_stands_beside_what_is_committed_and_leaves_it_alone(call, ran, monkeypatch, tmp_path):
+    call("toy/line", "--preset", "quick")  # that is the committed one
+    before = {name: (paths.figures() / name).read_bytes() for name in files(paths.figures())}
+    monkeypatch.setenv("PRUNELAB_OUT", str(tmp_path / "out"))
+    _, out, _ = call("toy/line", "--preset", "quick", "-p", "epochs=1")
+    [row] = [line for line in out.splitlines() if line.startswith("t ")]
+    assert row.split("  ")[0] == "t"
+    assert row.index("✗ contradicted") < row.index("✓ confirmed")
+    assert "0 of 1 verdicts are those on the committed numbers" in out
+    assert "1 of 1 verdicts are those on the committed numbers" in call("toy/line", "--preset", "quick")[1]
+    assert files(tmp_path / "out") == [f"{n}{e}" for n in ("custom/toy/line", "toy/line") for e in (".csv", ".json")]
+    assert before == {name: (paths.figures() / name).read_bytes() for name in files(paths.figures())}
+    call("toy/line", "--preset", "paper", "--into", str(paths.figures()))
+    assert rows("toy/line") == ["3"]
+    assert paths.out() == tmp_path / "out"
+
+
 def test_verdicts_are_shown_for_numbers_that_mean_something(call, ran):
     assert "confirmed" not in call("toy/line", "--preset", "smoke")[1]
     assert "✓ confirmed" in call("toy/line", "--preset", "quick")[1]
-    assert "✗ contradicted" in call("toy/line", "--preset", "quick", "-p", "epochs=1")[1]
 
 
 # What fails

@@ -8,9 +8,12 @@ import json
 import logging
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -193,11 +196,9 @@ def test_the_checkpoint_of_another_run_is_not_gone_on_with(store):
         writer.save(checkpoint())
     other = Run(seed=4, prune=RUN.prune)
     store.place(RUN.id).partial.rename(store.place(other.id).partial)
-    with (
-        store.claim(other) as writer,
-        pytest.raises(StoreError, match=f"holds the settings of {RUN.id}, not of {other.id}"),
-    ):
-        _ = writer.checkpoint
+    with pytest.raises(StoreError, match=f"holds the settings of {RUN.id}, not of {other.id}"), store.claim(other):
+        pass
+    assert store.place(other.id).partial.is_dir()
 
 
 @pytest.mark.parametrize("patience", [0.0, 0.005])
@@ -231,21 +232,23 @@ with store.claim(RUN) as writer:
     assert sorted(path.name for path in store.root.iterdir()) == [".locks", RUN.id]
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors.part", "rounds.parquet", "masks.safetensors", "removed"])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "rounds.parquet", "masks.safetensors", "removed"])
 def test_a_kill_at_any_step_of_the_end_is_made_good(store, name):
     code = """
 import signal
 with store.claim(RUN) as writer:
     writer.save(checkpoint(1))
-    write, unlink = records.write, pathlib.Path.unlink
+    write, write_bytes, unlink = records.write, pathlib.Path.write_bytes, pathlib.Path.unlink
     def half(path, data):
-        if path.name == sys.argv[2]:
-            path.write_bytes(data[: len(data) // 2])
+        if path.name.startswith("." + sys.argv[2].split(".")[0]):
+            write_bytes(path, data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, data)
+        return write_bytes(path, data)
     def die(path, *arguments, **options):
-        os.kill(os.getpid(), signal.SIGKILL)
-    records.write = half
+        if path.name == "checkpoint.safetensors":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return unlink(path, *arguments, **options)
+    pathlib.Path.write_bytes = half
     writer.save(checkpoint(2))
     if sys.argv[2] == "removed":
         pathlib.Path.unlink = die  # moved into place, the checkpoint still to be deleted
@@ -257,7 +260,7 @@ with store.claim(RUN) as writer:
     with store.claim(RUN, wait=False) as writer:
         assert writer.complete == (name == "removed")
         if not writer.complete:
-            assert writer.checkpoint.state["finished"] == (1 if name.endswith(".part") else 2)
+            assert writer.checkpoint.state["finished"] == (1 if name.startswith("checkpoint") else 2)
             writer.save(checkpoint(2))
             writer.finish(WEIGHTS, MASKS)
             assert {path.name for path in (store.root / RUN.id).iterdir()} < set(records.FILES)
@@ -404,7 +407,7 @@ print("done")
 )
 def test_any_array_comes_back_bit_for_bit(tmp_path, tensor):
     (tmp_path / "t").write_bytes(records.encode_tensors({"as it is": tensor, "turned": tensor.T}))
-    found = records.decode_tensors(tmp_path / "t")
+    found = records.decode_tensors((tmp_path / "t").read_bytes())
     for name, expected in (("as it is", tensor), ("turned", tensor.T)):
         assert (found[name].dtype, found[name].shape) == (expected.dtype, expected.shape)
         assert found[name].tobytes() == np.ascontiguousarray(expected).tobytes()
@@ -587,7 +590,7 @@ def damaged(store, call):
     message = str(caught.value)
     assert "\n" not in message
     assert str(store.root) in message
-    assert "delete the folder" in message
+    assert "'prunelab runs check --repair' drops the run" in message
     return message
 
 
@@ -606,27 +609,92 @@ def test_a_damaged_file_is_named_with_the_remedy(store, name, harm):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200])
-def test_a_damaged_checkpoint_is_refused_before_training(store, keep):
+def test_a_damaged_checkpoint_is_dropped_with_a_word_before_training(store, caplog, keep):
     with store.claim(RUN) as writer:
         writer.save(checkpoint())
     path = store.root / f"{RUN.id}.partial" / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
+    assert "checkpoint.safetensors is damaged" in damaged(store, lambda: store.check(RUN))
     with store.claim(RUN) as writer:
-        assert "checkpoint.safetensors is damaged" in damaged(store, lambda: writer.checkpoint)
+        assert (writer.checkpoint, writer.complete, writer.failed) == (None, False, None)
+    assert re.fullmatch(r"\S+checkpoint.safetensors is damaged \(.*\): it is trained again", caplog.messages[0])
+
+
+def aged(folder):
+    """The run as it was written before there were digests."""
+    record = json.loads((folder / "settings.json").read_text())
+    record = {"format": 1, "id": record["id"], "run": record["run"]}
+    (folder / "settings.json").write_text(json.dumps(record))
+    return record
 
 
 def test_settings_that_belong_to_another_run_are_refused(store):
     folder = store.root / complete(store)
-    record = json.loads((folder / "settings.json").read_text())
-    record["run"]["seed"] = 4
-    (folder / "settings.json").write_text(json.dumps(record))
-    assert f"not of {RUN.id}" in damaged(store, store.rounds)
-    record["run"]["sed"] = 4
-    (folder / "settings.json").write_text(json.dumps(record))
-    assert "sed" in damaged(store, store.rounds)
+    (folder / "settings.json").write_text((folder / "settings.json").read_text().replace('"seed": 3', '"seed": 4'))
+    assert "settings.json is damaged (its bytes are not" in damaged(store, store.rounds)
+    record = aged(folder)
+    for change, says in (({"seed": 4}, f"not those of {RUN.id}"), ({"sed": 4}, "has no setting 'sed'")):
+        (folder / "settings.json").write_text(json.dumps({**record, "run": {**record["run"], **change}}))
+        assert says in damaged(store, store.rounds)
     (folder / "settings.json").write_text(json.dumps({**record, "format": 99}))
-    with pytest.raises(StoreError, match="has format 99, not 1: it needs another version"):
+    with pytest.raises(StoreError, match="has format 99, not 2: it needs another prunelab"):
         store.rounds()
+
+
+def test_runs_from_before_there_were_digests_are_read_and_say_so(store):
+    folder = store.root / complete(store)
+    expected, weights = store.rounds(), store.weights(RUN)
+    assert store.check(RUN) == "sound"
+    aged(folder)
+    assert store.check(RUN) == "no digest (older)"
+    pd.testing.assert_frame_equal(store.rounds(), expected)
+    assert store.weights(RUN).keys() == weights.keys()
+    assert store.unusable(RUN, {"method": 1}) == ""
+    with store.claim(RUN) as writer:
+        assert writer.complete
+    shutil.copy(folder / "rounds.parquet", folder / "epochs.parquet")
+    assert "epochs.parquet is damaged (column 'epoch'" in damaged(store, store.epochs)
+
+
+def test_an_id_that_two_settings_share_hands_out_neither(store, monkeypatch):
+    complete(store)
+    other = Run(seed=3, train=Train(lr=0.5), prune=RUN.prune)
+    shared, own = RUN.id, Run.id.fget
+    monkeypatch.setattr(Run, "id", property(lambda run: shared if run == other else own(run)))
+    for call in (store.rounds, store.weights, store.settings, store.unusable, lambda run: store.claim(run).__enter__()):
+        with pytest.raises(StoreError, match=r"is stored with other settings \({'train': 'default'}\)"):
+            call(other)
+    assert len(store.rounds(RUN)) == 2
+
+
+def test_what_another_version_made_is_named_and_made_again(store, caplog):
+    now = {"method": 2, "model": 1, "data": 1}
+    with store.claim(RUN, versions={"method": 1, "model": 1, "data": 1}) as writer:
+        writer.save(checkpoint())
+    assert store.rounds(unfinished=True)["version.method"].tolist() == [1]
+    assert store.unusable(RUN, now) == f"{RUN.id} was made by another version (method of version 1, now 2)"
+    with store.claim(RUN, versions=now) as writer:
+        assert writer.checkpoint is None
+        writer.save(checkpoint(2))
+        writer.finish(WEIGHTS, MASKS)
+    assert len(caplog.messages) == 1
+    assert (store.unusable(RUN, now), store.rounds()["version.method"].tolist()) == ("", [2, 2])
+    fail(store, Run(seed=8))
+    assert "method of version 1" in store.unusable(Run(seed=8), now)
+
+
+def test_who_holds_a_run_is_said_after_a_while_and_that_it_is_stopped(store, monkeypatch, caplog):
+    process = python("with store.claim(RUN) as w:\n    print('ok', flush=True)\n    time.sleep(60)", store.root)
+    assert process.stdout.readline() == "ok\n"
+    os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setattr("prunelab.runs.locks.PATIENCE", 0.3)
+    threading.Timer(1.0, lambda: os.kill(process.pid, signal.SIGKILL)).start()
+    with store.claim(RUN) as writer:
+        assert writer.checkpoint is None
+    process.communicate()
+    if Path("/proc/locks").exists():
+        (said,) = caplog.messages
+        assert f"which process {process.pid}, which is stopped (kill -CONT {process.pid} lets it go on" in said
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ def test_magnitudes_and_their_sums_over_units():
     one, two = magnitude(model, ["weight"]), magnitude(model, ["weight"], norm=2)
     assert one["weight"].tolist() == [[3, 4], [1, 2]]
     assert two["weight"].tolist() == [[9, 16], [1, 4]]
-    assert reduce_to_units(one, ["weight"])[""].tolist() == [7, 3]
-    assert reduce_to_units(two, ["weight"])[""].tolist() == [25, 5]
+    assert reduce_to_units(nn.Linear(2, 2), one, ["weight"])[""].tolist() == [7, 3]
+    assert reduce_to_units(nn.Linear(2, 2), two, ["weight"])[""].tolist() == [25, 5]
     assert not one["weight"].requires_grad
     assert model.weight.tolist() == [[-3, 4], [1, -2]]
 
@@ -26,7 +26,7 @@ def test_magnitudes_and_their_sums_over_units():
 def test_filters_sum_over_all_their_inputs_and_positions():
     model = nn.Sequential(nn.Conv2d(2, 3, 2))
     model[0].weight.data = torch.arange(24.0).view(3, 2, 2, 2)
-    assert reduce_to_units(magnitude(model, ["0.weight"]), ["0.weight"])["0"].tolist() == [28, 92, 156]
+    assert reduce_to_units(model, magnitude(model, ["0.weight"]), ["0.weight"])["0"].tolist() == [28, 92, 156]
 
 
 def test_random_scores_come_from_the_generator_alone():

@@ -7,23 +7,23 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from acting import looked_at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from prunelab.errors import PrunelabError
-from prunelab.masks import MaskError, Masks
-from prunelab.pruners import partition
+from prunelab.masks import MaskError, Masks, unit_axis
+from prunelab.pruners import partition, prune
 from prunelab.pruners.select import (
     amount_to_count,
     keep_highest,
     keep_highest_units,
-    remove_lowest,
     scored_names,
-    unit_masks,
     units_of,
 )
+from prunelab.pruners.units import remove_lowest, unit_masks
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -330,18 +330,74 @@ def test_units_of_the_last_layer_never_compete():
 
 
 def test_a_unit_goes_with_its_weights_and_its_bias():
-    masks = unit_masks(convnet(), {"3": torch.tensor([1, 0, 1, 1, 0]).bool()})
+    model = convnet()
+    masks = unit_masks(model, {"3": torch.tensor([1, 0, 1, 1, 0]).bool()})
     assert masks["3.weight"].sum(1).tolist() == [6, 0, 6, 6, 0]
     assert masks["3.bias"].tolist() == [True, False, True, True, False]
-    assert units_of(masks, ["3.weight"])["3"].tolist() == [True, False, True, True, False]
+    assert units_of(model, masks, ["3.weight"])["3"].tolist() == [True, False, True, True, False]
+
+
+class Conv1D(nn.Module):
+    """As that of transformers: a Linear whose weight is [inputs, outputs]."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "granularity"),
+    [
+        (nn.Conv1d(3, 4, 2), (3, 6), "filter"),
+        (nn.Conv3d(3, 4, 2), (3, 4, 4, 4), "filter"),
+        (nn.ConvTranspose1d(3, 4, 2), (3, 6), "filter"),
+        (nn.ConvTranspose2d(3, 4, 2, stride=2), (3, 4, 4), "filter"),
+        (Conv1D(4, 3), (3,), "neuron"),
+        (nn.Linear(3, 4), (3,), "neuron"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_units_of_every_kind_of_layer_are_what_it_gives(layer, shape, granularity):
+    model, x = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)), torch.randn(2, *shape)
+    before = model(x)
+    assert before.shape == (2, 2)
+    with torch.no_grad():  # the norm of unit i is i, whatever the others are
+        weight = layer.weight if unit_axis(layer) == 0 else layer.weight.transpose(0, 1)
+        for row, norm in enumerate((4.0, 1.0, 2.0, 3.0)):
+            weight[row] *= norm / weight[row].abs().sum()
+    masks = prune(model, f"l1_{granularity}", 0.5)
+    assert masks["0.bias"].tolist() == [True, False, False, True]
+    assert units_of(model, masks, ["0.weight"])["0"].tolist() == [True, False, False, True]
+    masks.apply_(model)
+    out = model[0](x).detach()
+    alive = out.movedim(-1 if out.dim() == 2 else 1, 0).flatten(1).any(1)
+    assert alive.tolist() == [True, False, False, True]
+
+
+def test_units_of_layers_with_parameters_of_their_own_are_refused():
+    class Adapted(nn.Linear):
+        def __init__(self, inputs, outputs):
+            super().__init__(inputs, outputs)
+            self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    model = nn.Sequential(Adapted(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    assert prune(model, "magnitude", 0.5).keys() == {"0.weight", "2.weight"}
+    with pytest.raises(MaskError, match=r"layer '0' \(Adapted\) has the parameter 'down' beside weight and bias"):
+        prune(model, "l1_neuron", 0.5)
 
 
 @pytest.mark.parametrize(("scope", "left"), [("global", [1, 4]), ("layer", [2, 3])])
 def test_scope_decides_where_units_compete(scope, left):
     model = convnet()
     scores = {"0": torch.tensor([0.1, 0.2, 0.3, 9.0]), "1": torch.tensor([0.15, 0.16, 5.0, 6.0, 7.0, 8.0])}
-    after = remove_lowest(model, scores, Masks.ones(model), 0.5, generator(), granularity="filter", scope=scope)
+    after = remove_lowest(looked_at(model), scores, 0.5, granularity="filter", scope=scope)
     assert [int(after[f"{layer}.bias"].sum()) for layer in "01"] == left
-    again = remove_lowest(model, scores, after, 0.5, generator(), granularity="filter", scope="layer")
+    again = remove_lowest(looked_at(model, masks=after), scores, 0.5, granularity="filter", scope="layer")
     assert again & after == again
     assert [int(again[f"{layer}.bias"].sum()) for layer in "01"] == [n - round(n / 2) for n in left]

@@ -40,7 +40,7 @@ def test_the_eleven_models_have_the_published_sizes(name, printed):
 
 def test_every_bit_of_the_published_models_fills_a_place():
     for name in PUBLISHED:
-        sizes, features, _ = MODELS[f"bthowen_{name}"]
+        sizes, features, *_ = MODELS[f"bthowen_{name}"]
         assert features * sizes.bits % sizes.inputs == 0
     assert Sizes(2, 3, 8, 1).filters(features=5) == 4  # 10 bits in groups of 3: two zeros are added
 

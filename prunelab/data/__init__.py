@@ -55,7 +55,7 @@ class Dataset:
         peak: The largest value a pixel can have: 255, for digits 16.
         shift: Subtracted from images, in pixel values, [C, 1, 1]; None where nothing is.
         spread: What images are then divided by, in pixel values, [C, 1, 1]; None for ``peak``.
-        digest: sha256 of the whole prepared data set.
+        digest: sha256 of the tensors of the prepared data set.
     """
 
     name: str

@@ -1,15 +1,17 @@
 """The cache of prepared data sets: each decoded once into ``PRUNELAB_CACHE/data/NAME.safetensors``, memory-mapped then.
 
-A prepared file holds the tensors and, as metadata, the source, the classes, and the sha256 of the tensors and of every
-source file. It wins over the data root, even where that has changed since; ``prepare`` overwrites it on purpose.
+A prepared file holds the tensors and, as metadata, the source, the classes, the digests of the source files and its own
+(``prunelab.digest``), which are compared once in every process that reads it. It wins over the data root, even where
+that has changed since; ``prepare`` overwrites it on purpose. What another version of the reader made is prepared again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,15 +23,16 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from prunelab import paths
+from prunelab import digest, paths
 from prunelab.data.files import DataError
 from prunelab.data.readers import Raw
 from prunelab.data.sources import SOURCES, Source, folder_source
 from prunelab.errors import first_line, nearest
 
-FORMAT = "1"  # of the prepared files; one of another format has to be prepared again
+log = logging.getLogger(__name__)
+
+FORMAT = "2"  # of the prepared files; one of another format is prepared again
 
 
 def prepare(name: str, from_: str | Path | None = None) -> Path:
@@ -63,7 +66,7 @@ def available() -> list[dict[str, Any]]:
         if path.exists():
             size = path.stat().st_size
             try:
-                raw, _ = read(path)
+                raw, _ = read(path, whole=False)
                 source, images = raw.source, sum(len(y) for key, y in raw.tensors.items() if key.endswith("_y"))
             except DataError as error:
                 source = str(error)
@@ -91,9 +94,8 @@ def verify(name: str | None = None) -> list[dict[str, Any]]:
         try:
             if not path.exists():
                 raise DataError(f"{each} is not prepared: run `prunelab data prepare {each}`")
-            raw, digest = read(path)
-            if _digest(raw.tensors) != digest:
-                raise _damaged(path, "its content does not match its digest")
+            _sound(path)
+            read(path, whole=False)
         except DataError as error:
             problem = str(error)
         rows.append({"name": each, "ok": not problem, "problem": problem})
@@ -107,7 +109,7 @@ def fill(name: str, place: Path | None = None, *, overwrite: bool = False) -> Pa
         DataError: as for ``prepare``.
     """
     path = cached(name)
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not _outdated(path):
         return path
     source = _source(name, new=place is not None)
     if place is not None and not source.layout:
@@ -115,13 +117,12 @@ def fill(name: str, place: Path | None = None, *, overwrite: bool = False) -> Pa
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if overwrite or not path.exists():  # another process may have prepared it while this one waited
+            if overwrite or not path.exists() or _outdated(path):  # another process may have prepared it meanwhile
                 with _work_folder(path.parent / f".{name}.part") as work:
                     place = _place(name, source, place, work)
                     raw = source.read(place)
                     source.check(raw, str(place))
-                    _write(raw, name, work / path.name)
-                    (work / path.name).replace(path)
+                    _write(raw, name, source.version, path)
     except OSError as error:
         what = error.strerror or first_line(error)
         raise DataError(f"{path}: cannot be written ({what}): set PRUNELAB_CACHE to a folder that can") from None
@@ -162,7 +163,7 @@ def _place(name: str, source: Source, given: Path | None, work: Path) -> Path:
     raise DataError(f"{name}: {lack}, and {reason}: {remedy} `prunelab data prepare {name} --from PATH`")
 
 
-def _write(raw: Raw, name: str, path: Path) -> None:
+def _write(raw: Raw, name: str, version: int, path: Path) -> None:
     metadata = {
         "format": FORMAT,
         "name": name,
@@ -170,36 +171,78 @@ def _write(raw: Raw, name: str, path: Path) -> None:
         "classes": json.dumps(raw.classes),
         "peak": str(raw.peak),
         "files": json.dumps(raw.files),
-        "digest": _digest(raw.tensors),
+        "reader": str(version),
+        **digest.IN_TENSORS,
     }
     try:
-        save_file(raw.tensors, path, metadata=metadata)
+        with paths.replacing(path) as part:
+            save_file(raw.tensors, part, metadata=metadata)
+            with part.open("r+b") as file:
+                digest.seal(file)
     except SafetensorError as error:
         raise OSError(first_line(error)) from None
 
 
-def read(path: Path) -> tuple[Raw, str]:
-    """A prepared file: its tensors, memory-mapped, and the digest that they should have.
+def _outdated(path: Path) -> bool:
+    """Whether a prepared file is of another format, or was made by another version of the reader."""
+    try:
+        digest.check(path, whole=False)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        return False  # damaged, which is said when it is read
+    made = metadata.get("format"), metadata.get("reader", "1")
+    now = FORMAT, str(_source(path.stem).version)
+    if made != now:
+        log.warning("%s was prepared by another version of its reader: it is prepared again", path)
+    return made != now
 
-    Only ``verify`` reads every byte and compares.
+
+def _sound(path: Path) -> None:
+    """Read every byte of a prepared file and compare its digests."""
+    try:
+        if not digest.check(path):
+            raise ValueError("its digest is gone")
+    except (ValueError, OSError) as error:
+        raise _damaged(path, first_line(error)) from None
+
+
+@functools.lru_cache(maxsize=64)
+def _sound_once(path: Path, stamp: tuple[int, int, int]) -> None:
+    """``_sound``, as long as the file has the same times and size."""
+    _sound(path)
+
+
+def read(path: Path, whole: bool = True) -> tuple[Raw, str]:
+    """A prepared file: its tensors, memory-mapped, and the SHA-256 of their bytes.
+
+    Args:
+        path: Of the file.
+        whole: Compare the digests of all its bytes, if this process has not; False: of the header.
 
     Raises:
         DataError: truncated, of another format, or with tensors that are no images and labels.
     """
     try:
+        found = path.stat()
+        sealed = digest.check(path, whole=False)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, first_line(error)) from None
     if metadata.get("format") != FORMAT:
         raise _damaged(path, f"format {metadata.get('format')}, this version reads {FORMAT}")
+    if not sealed:
+        raise _damaged(path, "its digest is gone")
+    if whole:
+        _sound_once(path, (found.st_mtime_ns, found.st_ino, found.st_size))
     parts = ("train", "test") if "test_x" in tensors else ("train",)
     try:
         classes, files, peak = (json.loads(metadata[key]) for key in ("classes", "files", "peak"))
         pairs = [(tensors[f"{part}_x"], tensors[f"{part}_y"]) for part in parts]
-        raw, digest = Raw(metadata["source"], tuple(classes), tensors, files, peak), metadata["digest"]
-    except (KeyError, json.JSONDecodeError) as error:
+        raw = Raw(metadata["source"], tuple(classes), tensors, files, peak)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise _damaged(path, f"incomplete: {error}") from None
     for x, y in pairs:
         numbers = y.dtype == torch.float32 and y.ndim == 2  # to be met as they are, not classes
@@ -210,16 +253,7 @@ def read(path: Path) -> tuple[Raw, str]:
             continue
         if y.min() < 0 or y.max() >= len(classes):
             raise _damaged(path, f"a label is out of range 0..{len(classes) - 1}")
-    return raw, digest
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 over name, type, shape and bytes of every tensor."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(tensors.items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy())
-    return digest.hexdigest()
+    return raw, metadata[digest.REST]
 
 
 def _damaged(path: Path, why: str) -> DataError:

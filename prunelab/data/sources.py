@@ -41,6 +41,8 @@ class Source:
         classes: Number of classes, where it is fixed.
         test: Samples that make the test part by default, where the source has none.
         origin: In words, where ``layout`` is ().
+        version: Counted up when the reader gives other tensors, so that the data set is prepared again, and stored runs
+            on it are made again.
     """
 
     title: str
@@ -51,6 +53,7 @@ class Source:
     classes: int | None = None
     test: int | None = None
     origin: str = "ships in scikit-learn"
+    version: int = 1
 
     def find(self, root: Path) -> Path | None:
         """Its place in a data root; of several matches the shortest name, so that a whole set beats a subset."""

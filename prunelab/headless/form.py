@@ -173,9 +173,8 @@ def _checked(parameter: Parameter, value: Any) -> Any:
         known = ", ".join([*_TYPES, "list[int]", "dict[str, float]", "int | None"])
         raise NotebookFailed(f"{parameter.name}: type {parameter.type!r} is not understood; use {known}") from None
     except ValidationError:
-        raise NotebookFailed(
-            f"{parameter.name} = {value!r}: should be {parameter.type}, for example {parameter.default!r}"
-        ) from None
+        example = "" if parameter.default is None else f", for example {parameter.default!r}"
+        raise NotebookFailed(f"{parameter.name} = {value!r}: should be {parameter.type}{example}") from None
 
 
 def _survives_json(value: Any) -> bool:

@@ -44,14 +44,30 @@ class Job:
         return paths.runs() / "notebooks" / f"{self.artefact.id}.ipynb"
 
     @property
+    def overridden(self) -> dict[str, Any]:
+        """The parameters that decide numbers and are not the preset's."""
+        usual = self.artefact.parameters(self.preset)
+        return {name: value for name, value in self.parameters.items() if name in usual and value != usual[name]}
+
+    @property
+    def preset(self) -> str:
+        """The preset that was asked for."""
+        return str(self.parameters.get("preset", "quick"))
+
+    @property
+    def place(self) -> str:
+        """Where its figure goes, relative to the folder of results."""
+        return gallery.place(self.artefact.figure, self.preset, self.overridden)
+
+    @property
     def record(self) -> Path:
         """What was run, so that a second call does nothing; it lies with the runs, which a fresh clone has none of."""
-        return self.executed.with_suffix(f".{self.parameters.get('preset', 'quick')}.json")
+        return self.executed.with_suffix(f".{'custom' if self.place.startswith('custom/') else self.preset}.json")
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the result, apart from the package's own code beside the protocols."""
         claims = repr(self.artefact.claims)
-        protocols = sorted((paths.PACKAGE / "protocols").glob("*.py"))
+        protocols = sorted((paths.PACKAGE / "papers" / self.artefact.paper).glob("*.py"))
         return {
             "notebook": _digest(self.notebook.read_bytes()),
             "protocols": _digest(b"".join(file.read_bytes() for file in protocols)),
@@ -60,18 +76,13 @@ class Job:
         }
 
     def figures(self) -> dict[str, str]:
-        """Digests of the files that the notebook left, relative to the figures folder."""
-        preset = str(self.parameters.get("preset", "quick"))
-        found = {}
-        for place in (f"{preset}/{self.artefact.figure}", self.artefact.figure):
-            base = paths.figures() / place
-            if gallery.saved(place) and gallery.saved(place)["preset"] == preset:  # type: ignore[index]
-                for ending in (".png", ".csv", ".json"):
-                    file = base.with_name(base.name + ending)
-                    if file.exists():
-                        found[f"{place}{ending}"] = _digest(file.read_bytes())
-                break
-        return found
+        """Digests of the files that the notebook left, relative to the folder of results."""
+        facts = gallery.saved(self.place, paths.out())
+        if facts is None or facts["preset"] != self.preset:
+            return {}
+        base = paths.out() / self.place
+        files = [base.with_name(base.name + ending) for ending in (".png", ".csv", ".json")]
+        return {f"{self.place}{file.suffix}": _digest(file.read_bytes()) for file in files if file.exists()}
 
     def up_to_date(self) -> bool:
         """Whether the same thing was run before and what it left is still there, unchanged."""
@@ -162,7 +173,7 @@ def plan(
 
 def _check_places() -> None:
     """Refuse folders that take no file now, not after an hour of training."""
-    for variable, folder in (("PRUNELAB_RUNS", paths.runs()), ("PRUNELAB_FIGURES", paths.figures())):
+    for variable, folder in (("PRUNELAB_RUNS", paths.runs()), ("PRUNELAB_OUT", paths.out())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -176,13 +187,18 @@ def _lacking(artefact: Artefact, parameters: Mapping[str, Any]) -> str:
     """The sentence that says which data set is not at hand; empty when all are."""
     from prunelab import data  # here, because it loads torch
 
-    asked = parameters.get("data", artefact.data)
+    asked = parameters.get("data") or artefact.data
     rows = {row["name"]: row for row in data.available()}
     for name in [asked] if isinstance(asked, str) else asked:
         row = rows.get(name)
         if row and not row["prepared"] and (row["origin"] == "download" or row["origin"].startswith("nowhere")):
             return f"skipped: {name} is not here; set PRUNELAB_DATA, or run `prunelab data prepare {name}`"
     return ""
+
+
+def again(artefact: Artefact) -> str:
+    """The command that computes what is to be committed."""
+    return f"prunelab reproduce {artefact.id} --into figures --force"
 
 
 @dataclass(frozen=True)
@@ -205,17 +221,15 @@ class Check:
 
 
 def verify(artefacts: Sequence[Artefact]) -> list[Check]:
-    """Judge the committed numbers again, and compare with the verdicts that stand beside them.
-
-    An artefact that was never made is no problem, only without a verdict.
-    """
+    """Judge the committed numbers again, and compare with the verdicts that stand beside them."""
     from prunelab.plots import tables
 
     checks = []
     for artefact in artefacts:
         facts = gallery.saved(artefact.figure)
         if facts is None:
-            checks.append(Check(artefact, "", "not made yet", ""))
+            gone = f"there are no numbers in {paths.figures()}; run `{again(artefact)}`"
+            checks.append(Check(artefact, "", "", gone))
             continue
         claims = facts.get("claims") or []
         try:
@@ -225,7 +239,7 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
                 tables.stored_verdicts(claims)
         except (PrunelabError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
             verdict, claims = "", []
-            problem = f"its claims are no table of verdicts; run `prunelab reproduce {artefact.id} --force`"
+            problem = f"its claims are no table of verdicts; run `{again(artefact)}`"
         checks.append(Check(artefact, facts["preset"], verdict, problem, claims))
     return checks
 
@@ -233,9 +247,7 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
 def _missing(artefact: Artefact) -> str:
     base = paths.figures() / artefact.figure
     gone = [ending for ending in (".png", ".csv") if not base.with_name(base.name + ending).is_file()]
-    return (
-        f"figures/{artefact.figure}{gone[0]} is missing; run `prunelab reproduce {artefact.id} --force`" if gone else ""
-    )
+    return f"figures/{artefact.figure}{gone[0]} is missing; run `{again(artefact)}`" if gone else ""
 
 
 def _misjudged(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -246,7 +258,7 @@ def _misjudged(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:
     for claim in artefact.claims:
         row = stored.get(claim.id)
         if row is None:
-            return f"claim {claim.id!r} was not judged; run `prunelab reproduce {artefact.id} --force`"
+            return f"claim {claim.id!r} was not judged; run `{again(artefact)}`"
         ours: Any = row["ours"]
         if claim.rule == "shown" and ours is not None:
             ours = bool(ours)

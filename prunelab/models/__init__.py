@@ -33,6 +33,7 @@ class Architecture:
     build: Callable[[tuple[int, ...], tuple[int, ...], int], nn.Module]  # (input_shape, hidden, classes)
     hidden: tuple[int, ...]
     any_depth: bool = False  # False: hidden has as many numbers as the default
+    version: int = 1  # counted up when what is built changes, so that stored runs of it are made again
 
 
 MODELS = {

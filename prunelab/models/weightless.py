@@ -64,6 +64,7 @@ class Entry(NamedTuple):
     sizes: Sizes
     features: int
     classes: int
+    version: int = 1  # as of ``Architecture``
 
     @property
     def kib(self) -> float:

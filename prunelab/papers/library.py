@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -25,6 +26,7 @@ else:
 if TYPE_CHECKING:
     import pandas as pd
 
+PRESETS = ("smoke", "quick", "paper")
 Rule = Literal["at_least", "at_most", "within", "order", "shown"]
 Literals = str | bool | int | float | list[str | bool | int | float]
 FILE = paths.PACKAGE / "papers" / "papers.toml"
@@ -95,7 +97,7 @@ class Artefact:
         title: what it shows.
         claim: what the paper says of it, in one sentence.
         data: names of the data sets it needs.
-        presets: parameters of the notebook, for ``smoke``, ``quick`` and ``paper``.
+        presets: parameters of the notebook, for ``smoke``, ``quick`` and ``paper``; ``all``: of the three of them.
         claims: what is judged.
         notebook: relative to ``notebooks/``.
         figure: relative to ``figures/``, without ending.
@@ -107,7 +109,7 @@ class Artefact:
     title: str
     claim: str
     data: list[str]
-    presets: dict[Literal["smoke", "quick", "paper"], dict[str, Literals]]
+    presets: dict[Literal["all", "smoke", "quick", "paper"], dict[str, Literals]]
     claims: list[Claim] = field(default_factory=list)
     notebook: str = ""
     figure: str = ""
@@ -119,15 +121,16 @@ class Artefact:
             raise ValueError(
                 f"artefact {self.id!r}: should be {self.paper}/name in small letters, digits and underscores"
             )
-        if set(self.presets) != {"smoke", "quick", "paper"}:
+        if set(self.presets) - {"all"} != set(PRESETS):
             raise ValueError(
                 f"artefact {self.id!r}: presets should be smoke, quick, paper, got {', '.join(self.presets) or 'none'}"
             )
-        if left := [name for name in self.presets["quick"] if name not in self.presets["paper"]]:
-            raise ValueError(
-                f"artefact {self.id!r}: preset paper says nothing of {', '.join(left)}, "
-                "so the notebook's own value would count, which is that of quick"
-            )
+        named = {name: self.parameters(name).keys() for name in PRESETS}
+        for preset, own in named.items():
+            if left := sorted(set().union(*named.values()) - own):
+                raise ValueError(
+                    f"artefact {self.id!r}: preset {preset} says nothing of {', '.join(left)}, which another one sets"
+                )
         names = [claim.id for claim in self.claims]
         if len(set(names)) < len(names):
             raise ValueError(f"artefact {self.id!r}: two claims of one id among {', '.join(names)}")
@@ -136,9 +139,9 @@ class Artefact:
 
     def parameters(self, preset: str) -> dict[str, Any]:
         """The notebook's parameters at a preset, the name of the preset among them."""
-        if preset not in self.presets:
-            raise PapersError(f"{self.id}: preset {preset!r}: {nearest(preset, self.presets)}")
-        return {"preset": preset, **self.presets[preset]}  # type: ignore[index]
+        if preset not in PRESETS:
+            raise PapersError(f"{self.id}: preset {preset!r}: {nearest(preset, PRESETS)}")
+        return {"preset": preset, **self.presets.get("all", {}), **self.presets[preset]}  # type: ignore[index]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -207,6 +210,57 @@ def artefact(id: str) -> Artefact:
         if known.id == id:
             return known
     raise PapersError(f"no artefact {id!r}: {nearest(id, (known.id for known in _own()[1]))}")
+
+
+class Chosen(SimpleNamespace):
+    """The parameters that a notebook runs with, as attributes, and how they differ from those of its preset.
+
+    Attributes:
+        preset: whose values they are.
+        overridden: name -> value of those that were given and are not the preset's; such numbers are labelled with
+            them, and never take the place of the preset's.
+    """
+
+    preset: str
+    overridden: dict[str, Any]
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """The parameters but for these, as arguments of a function."""
+        return {name: value for name, value in vars(self).items() if name not in ("preset", "overridden", *names)}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All of the parameters, as arguments of a function."""
+        return self.without()
+
+    def __str__(self) -> str:
+        given = f"; given: {spelt(self.overridden)}" if self.overridden else ""
+        return f"preset {self.preset}: {spelt(self.values) or 'no parameters'}{given}"
+
+
+def spelt(values: Mapping[str, Any]) -> str:
+    """``seeds = 3, data = 'iris'``."""
+    return ", ".join(f"{name} = {value!r}" for name, value in values.items())
+
+
+def chosen(id: str, given: Mapping[str, Any]) -> Chosen:
+    """The parameters of an artefact's notebook: those of the preset, and in place of some what was given.
+
+    Args:
+        id: of the artefact.
+        given: ``preset`` and parameters by name, as the ``globals()`` of a notebook have them; a parameter that is None
+            or left out is the preset's, and any other name means nothing here.
+
+    Raises:
+        PapersError: an artefact or a preset that does not exist.
+    """
+    preset = given["preset"]
+    values = artefact(id).parameters(preset)
+    del values["preset"]
+    other = {
+        name: given[name] for name, usual in values.items() if given.get(name) is not None and given[name] != usual
+    }
+    return Chosen(**{**values, **other}, preset=preset, overridden=other)
 
 
 def judge(claim: Claim, ours: Any) -> str:

@@ -1,4 +1,4 @@
-"""What lies under ``figures/``: pictures, their tidy numbers and their provenance, written together and read back."""
+"""Pictures, their tidy numbers and their provenance: written together under ``out/``, read back from ``figures/``."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ import numpy as np
 
 from prunelab import paths
 from prunelab.errors import PrunelabError, nearest
+from prunelab.papers.library import PRESETS, Chosen
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-PRESETS = ("smoke", "quick", "paper")
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
 
 
-def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]:
+def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[str, Any]:
     """Where the numbers of a table or picture come from, read from the rounds that they were computed from.
 
     Args:
         rounds: one row per (run, round), as the store gives it; columns that it lacks are left out.
-        preset: ``"smoke"``, ``"quick"`` or ``"paper"``.
+        preset: ``"smoke"``, ``"quick"`` or ``"paper"``, or what ``papers.chosen`` gave, with what was overridden.
         more: further entries, for instance ``protocol``, ``network``, ``claims`` (of ``papers.verdicts``); they win;
             empty ones are left out.
 
     Returns:
-        Plain values, those that are known: preset, n (seeds, in words), interval, data, hardware, runs, minutes
-        (training and pruning of all runs), git_commit, torch_version.
+        Plain values, those that are known: preset, overridden, n (seeds, in words), interval, data, hardware, runs,
+        minutes (training and pruning of all runs), git_commit, torch_version.
     """
+    preset, overridden = (preset.preset, preset.overridden) if isinstance(preset, Chosen) else (preset, {})
     if preset not in PRESETS:
         raise PrunelabError(f"preset = {preset!r}: {nearest(preset, PRESETS)}")
 
@@ -55,6 +56,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()
     facts = {
         "preset": preset,
+        "overridden": overridden,
         "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
         "data": _data(rounds),
@@ -64,7 +66,7 @@ def provenance(rounds: pd.DataFrame, preset: str, **more: Any) -> dict[str, Any]
         "git_commit": seen("git_commit"),
         "torch_version": seen("torch_version"),
     }
-    known = {key: value for key, value in facts.items() if value not in (None, [])}
+    known = {key: value for key, value in facts.items() if value not in (None, [], {})}
     return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
 
 
@@ -83,7 +85,7 @@ def _data(rounds: pd.DataFrame) -> list[str]:
 
 
 class Saved(NamedTuple):
-    """Where ``save`` put its files, relative to the figures folder in ``name``."""
+    """Where ``save`` put its files, in ``name`` relative to the folder of results."""
 
     name: str
     png: Path | None
@@ -96,16 +98,18 @@ class Saved(NamedTuple):
 
 
 def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
-    """Write ``<figures>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
+    """Write ``<out>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
 
     All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under
-    ``figures/smoke/``; ``quick`` never replaces an artefact of preset ``paper``, it goes to ``figures/quick/`` then.
+    ``smoke/``, numbers with other parameters than their preset's under ``custom/``; ``quick`` never replaces an
+    artefact of preset ``paper``, it goes to ``quick/`` then.
 
     Args:
         picture: what is shown; None for an artefact that is only a table.
         artefact: ``"dyprune/training"``.
         data: the tidy numbers of the picture; floats are written with six significant digits.
-        provenance: at least ``preset``; ``alt`` where the picture has no alternative text of its own.
+        provenance: at least ``preset``; ``overridden`` where parameters are not the preset's; ``alt`` where the picture
+            has no alternative text of its own.
 
     Returns:
         The paths, and in ``note`` one sentence that says where and why.
@@ -124,8 +128,8 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         raise PrunelabError(f"{artefact}: no alternative text; say in provenance['alt'] what the picture shows")
     if data.empty:
         raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
-    name, note = _destination(artefact, preset)
-    base = paths.figures() / name
+    name = place(artefact, preset, provenance.get("overridden") or {})
+    base = paths.out() / name
     facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
     files = {
         ".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
@@ -145,22 +149,32 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
             part.replace(final)
     except OSError as error:
         what = f"{base}.*: cannot be written ({error.strerror})"
-        raise PrunelabError(f"{what}: set PRUNELAB_FIGURES to a folder that can") from None
+        raise PrunelabError(f"{what}: set PRUNELAB_OUT to a folder that can") from None
     finally:
         for part in parts:
             with contextlib.suppress(OSError):
                 part.unlink()
     png = base.with_name(base.name + ".png") if picture is not None else None
-    return Saved(name, png, base.with_name(base.name + ".csv"), base.with_name(base.name + ".json"), note)
+    return Saved(
+        name,
+        png,
+        base.with_name(base.name + ".csv"),
+        base.with_name(base.name + ".json"),
+        f"saved as {base}{_WHY.get(name.partition('/')[0], '')}",
+    )
 
 
-def saved(artefact: str, preset: str | None = None) -> dict[str, Any] | None:
-    """The provenance of a saved artefact, of ``figures/<preset>/`` where one is given; None where it was never saved.
+def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:
+    """The provenance of a saved artefact; None where it was never saved.
+
+    Args:
+        artefact: its name, with that of its place before it as ``place`` gives it.
+        folder: where it lies; None: the committed figures.
 
     Raises:
         PrunelabError: the file is there and is not what ``save`` writes, or cannot be read.
     """
-    path = paths.figures() / (preset or "") / f"{artefact}.json"
+    path = (folder or paths.figures()) / f"{artefact}.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -174,19 +188,21 @@ def saved(artefact: str, preset: str | None = None) -> dict[str, Any] | None:
     return facts
 
 
-def _destination(artefact: str, preset: str) -> tuple[str, str]:
+def place(artefact: str, preset: str, overridden: Mapping[str, Any]) -> str:
+    """Where the numbers of an artefact go, relative to the folder of results."""
     if preset == "smoke":
-        return (
-            f"smoke/{artefact}",
-            f"saved as figures/smoke/{artefact}: preset smoke shows that it runs, its numbers mean nothing",
-        )
-    before = saved(artefact) if preset == "quick" else None
-    if before and before["preset"] == "paper":
-        return (
-            f"quick/{artefact}",
-            f"saved as figures/quick/{artefact}: figures/{artefact} holds the numbers of preset paper and stays",
-        )
-    return artefact, f"saved as figures/{artefact}"
+        return f"smoke/{artefact}"
+    if overridden:
+        return f"custom/{artefact}"
+    before = saved(artefact, paths.out()) if preset == "quick" else None
+    return f"quick/{artefact}" if before and before["preset"] == "paper" else artefact
+
+
+_WHY = {
+    "smoke": ": preset smoke shows that it runs, its numbers mean nothing",
+    "custom": ": with other parameters than the preset's it stands for itself",
+    "quick": ": the numbers of preset paper stay where they are",
+}
 
 
 def _png(figure: Figure) -> bytes:

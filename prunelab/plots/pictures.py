@@ -18,6 +18,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from prunelab.errors import PrunelabError, nearest
+from prunelab.papers.library import spelt
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
@@ -165,6 +166,7 @@ def caption(facts: Mapping[str, Any]) -> str:
         ("", facts.get("interval")),
         ("", facts.get("protocol")),
         ("preset ", facts.get("preset")),
+        ("but ", spelt(facts.get("overridden") or {})),
         ("", facts.get("network")),
         ("data: ", data if isinstance(data, str) else ", ".join(map(str, data))),
         ("", facts.get("hardware")),

@@ -145,12 +145,26 @@ def comparison(
     return Table(frame, numbers, caption or f"mean ± half width of the 95 % t interval over n seeds{alone}")
 
 
-def stored_verdicts(claims: Iterable[Mapping[str, Any]]) -> Table:
-    """The same table of claims as they are stored beside a figure, where None stands for what is not known."""
+def stored_verdicts(claims: Iterable[Mapping[str, Any]], committed: Mapping[str, Any] | None = None) -> Table:
+    """The table of claims as they are stored beside a figure, where None stands for what is not known.
+
+    Args:
+        claims: of one figure.
+        committed: the provenance of the committed figure, whose numbers and verdicts then stand beside; None: none.
+    """
     import pandas as pd
 
     known = [{key: math.nan if value is None else value for key, value in claim.items()} for claim in claims]
-    return verdicts(pd.DataFrame(known))
+    table = verdicts(pd.DataFrame(known))
+    if not (committed or {}).get("claims"):
+        return table
+    there = stored_verdicts(committed["claims"]).frame.set_index("claim")
+    there = there[~there.index.duplicated()].reindex(table.frame["claim"])
+    label = f"committed ({committed['preset']})"
+    frame = table.frame.drop(columns="difference").rename(columns={"ours": "here"})
+    frame[label], frame["its verdict"] = (there[name].fillna(MISSING).to_list() for name in ("ours", "verdict"))
+    same = int((frame["verdict"] == frame["its verdict"]).sum())
+    return Table(frame, table.numbers, f"{same} of {len(frame)} verdicts are those on the committed numbers")
 
 
 def verdicts(judged: pd.DataFrame) -> Table:

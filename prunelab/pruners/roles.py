@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from prunelab.collapse import in_order
 from prunelab.graph import FUNCTIONS, METHODS, GraphError, traced
+from prunelab.masks import unit_axis
 
 _MIX = {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "linear", "scaled_dot_product_attention"}
 _MIX |= {f"conv{how}{axes}d" for how in ("", "_transpose") for axes in (1, 2, 3)}
@@ -38,7 +39,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, _Roles]] = WeakKeyDictionary()
 
 
 def outputs(model: nn.Module) -> set[nn.Module]:
-    """The Linear and Conv2d layers whose units reach what the model returns, with no weights in between.
+    """The Linear layers and convolutions whose units reach what the model returns, with no weights in between.
 
     Of a model that cannot be traced, and of a plain chain, the last one by the order of its modules.
     """
@@ -79,7 +80,11 @@ def _outputs(model: nn.Module, nodes: list[torch.fx.Node] | None) -> tuple[str, 
         node = ahead.pop()
         seen.add(node)
         module = modules[_owner(node)] if node.op != "output" else None
-        called = _weighted(module) if node.op == "call_module" else [module] * isinstance(module, nn.Linear | nn.Conv2d)
+        called = (
+            _weighted(module)
+            if node.op == "call_module"
+            else [module] * (module is not None and unit_axis(module) is not None)
+        )
         found += [names[layer] for layer in called[-1:]]
         if not called and not _mixes(node, module):
             ahead += [source for source in node.all_input_nodes if source not in seen]
@@ -90,7 +95,7 @@ def _norms(model: nn.Module, nodes: list[torch.fx.Node]) -> tuple[tuple[str, str
     modules = dict(model.named_modules())
     if not any(isinstance(module, _BatchNorm) for module in modules.values()):
         return ()
-    layers = {name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)}
+    layers = {name for name, module in modules.items() if unit_axis(module) is not None}
     read: dict[str, list[str]] = {}  # BatchNorm -> the layer in front of it, for every call
     for node in nodes:
         layer = _owner(node)
@@ -103,7 +108,7 @@ def _norms(model: nn.Module, nodes: list[torch.fx.Node]) -> tuple[tuple[str, str
     found: dict[str, str] = {}
     for layer, norm in pairs:
         weight = modules[layer].weight
-        if not is_lazy(weight) and modules[norm].num_features == len(weight):
+        if not is_lazy(weight) and modules[norm].num_features == weight.shape[unit_axis(modules[layer])]:
             found.setdefault(layer, norm)
     return tuple(found.items())
 
@@ -126,7 +131,7 @@ def _owner(node: torch.fx.Node) -> str:
 
 
 def _weighted(module: nn.Module) -> list[nn.Module]:
-    return [inner for inner in module.modules() if isinstance(inner, nn.Linear | nn.Conv2d)]
+    return [inner for inner in module.modules() if unit_axis(inner) is not None]
 
 
 def _has_weights(parameters: Iterable[nn.Parameter]) -> bool:
@@ -165,7 +170,7 @@ def _declared(model: nn.Module, layers: Set[str]) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     layer: str | None = None
     for name, module in model.named_modules() if layers else ():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if unit_axis(module) is not None:
             layer = name
         elif isinstance(module, _BatchNorm):
             pairs += [(layer, name)] if layer in layers else []

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunelab.errors import PrunelabError, nearest
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.masks import MaskError, Masks, layer_of, unit_axis
 from prunelab.pruners.partition import kth_lowest
-from prunelab.pruners.roles import norms_behind, outputs
+from prunelab.pruners.roles import outputs
 
-Granularity = Literal["weight", "neuron", "filter", "unit"]
+Granularity = Literal["weight", "neuron", "filter", "unit", "channel", "head"]
 Scope = Literal["global", "layer"]
 Counts = int | Mapping[str, int]
 
@@ -84,7 +85,7 @@ def keep_highest(
             where = names[0] if len(names) == 1 else f"{len(names)} parameters"
             raise MaskError(f"{number} entries cannot go from {where}: choose a number from 0 to {left}, what is left")
         kept.update(_without_lowest({name: scores[name] for name in names}, current, number, generator))
-    after = Masks(kept)
+    after = Masks(kept, current.unmasked)
     for name in after:
         if current.counts[name] and not after.counts[name] and not allow_empty:
             what = f"layer {name.removesuffix('.weight')!r} would lose all {current.counts[name]} that it has left"
@@ -103,120 +104,47 @@ def keep_highest_units(
     return dict(keep_highest(scores, Masks(current), count, generator, allow_empty))
 
 
-def units_of(masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
-    """Layer name -> which of its units, the rows of the weight, still have a weight; bool, 1-D."""
-    return {layer_of(name): masks[name].flatten(1).count_nonzero(1) > 0 for name in names}
+def units_of(model: nn.Module, masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
+    """Layer name -> which of its units, along ``unit_axis`` of the weight, still have a weight; bool, 1-D."""
+    return {layer_of(name): by_unit(model, name, masks[name]).count_nonzero(1) > 0 for name in names}
 
 
-def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
-    """Masks of weight and bias of each layer, in which the rows of the absent units are gone.
-
-    Of a BatchNorm behind a layer the scale and the shift go too, so that the unit gives 0 and not the constant that
-    BatchNorm makes of 0: only then can it be removed without a trace.
-
-    Args:
-        model: The model.
-        units: Layer name -> bool, 1-D, True = keep.
-    """
-    masks = {}
-    behind = norms_behind(model, list(units))
-    for layer, keep in {**units, **{norm: units[layer] for layer, norm in behind.items()}}.items():
-        for name, parameter in model.get_submodule(layer).named_parameters(recurse=False):
-            rows = keep.to(parameter.device).view(-1, *[1] * (parameter.ndim - 1))
-            masks[f"{layer}.{name}" if layer else name] = rows.expand(parameter.shape)
-    return Masks(masks)
+def by_unit(model: nn.Module, name: str, values: Tensor) -> Tensor:
+    """What belongs to the entries of a weight as [units, entries of each]."""
+    return values.movedim(unit_axis(model.get_submodule(layer_of(name))) or 0, 0).flatten(1)
 
 
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
     """The weights in ``current`` whose entries, or whose units, compete, in the order of the modules.
 
-    Neurons are the outputs of Linear layers, filters those of Conv2d layers, units both. Layers that give the answers
-    have no units that compete (our own rule): those whose units reach what the model returns with no weights in
-    between, as both heads of a network with two; where the model cannot be traced, the last layer that it declares.
+    Entries compete in every mask of two or more dimensions. Neurons are the outputs of Linear layers (and of the
+    ``Conv1D`` of transformers), filters those of convolutions, units both; see ``masks.unit_axis``. Layers that give
+    the answers have no units that compete (our own rule): those whose units reach what the model returns with no
+    weights in between, as both heads of a network with two; where the model cannot be traced, the last layer that it
+    declares.
 
     Raises:
         MaskError: none competes.
     """
-    kind = {"neuron": nn.Linear, "filter": nn.Conv2d}.get(granularity, nn.Linear | nn.Conv2d)
-    answers = {id(layer._parameters.get("weight")) for layer in outputs(model)} if granularity != "weight" else set()
     names: dict[int, str] = {}  # a weight that layers share competes once
-    for layer, module in model.named_modules():
-        name = f"{layer}.weight" if layer else "weight"
-        if name in current and isinstance(module, kind) and id(module.weight) not in answers:
-            names.setdefault(id(module.weight), name)
+    if granularity == "weight":
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in current and current[name].ndim > 1:
+                names.setdefault(id(parameter), name)
+    else:
+        answers = {id(layer._parameters.get("weight")) for layer in outputs(model)}
+        for layer, module in model.named_modules():
+            name, axis = f"{layer}.weight" if layer else "weight", unit_axis(module)
+            fits = axis is not None and granularity in ("unit", "filter" if isinstance(module, _ConvNd) else "neuron")
+            if name in current and fits and id(module.weight) not in answers:
+                names.setdefault(id(module.weight), name)
     if not names:
-        what = kind.__name__ if isinstance(kind, type) else "layer"
-        where = "masked layer" if granularity == "weight" else f"masked {what} before the last layer"
+        what = {"weight": "layer", "neuron": "Linear", "filter": "convolution"}.get(
+            granularity, "Linear or convolution"
+        )
+        where = f"masked {what}" + " before the last layer" * (granularity != "weight")
         raise MaskError(f"granularity {granularity!r}: the model has no {where}, so there is nothing to prune")
     return list(names.values())
-
-
-def remove_lowest(
-    model: nn.Module,
-    scores: Mapping[str, Tensor],
-    current: Masks,
-    amount: float,
-    generator: torch.Generator,
-    *,
-    granularity: Granularity = "weight",
-    scope: Scope = "global",
-    allow_empty: bool = False,
-) -> Masks:
-    """Remove a fraction of what remains, lowest scores first: weights, or whole units with their biases.
-
-    Args:
-        model: The model that the masks are for.
-        scores: Per parameter for ``"weight"``; per layer, one score per unit, for all else.
-        current: What is still there.
-        amount: Fraction of the remaining weights or units; see ``amount_to_count``.
-        generator: Breaks ties.
-        granularity: What goes.
-        scope: ``"global"``: all compete and the fraction holds for all together; ``"layer"``: it holds in each layer.
-        allow_empty: Whether a layer may lose all.
-    """
-    units = granularity != "weight"
-    there = Masks(units_of(current, scored_names(model, current, granularity))) if units else current
-    left = {name: there.counts[name] for name in scores if name in there}
-    count: Counts = amount_to_count(amount, sum(left.values()))
-    if scope == "layer":
-        count = {name: amount_to_count(amount, remaining) for name, remaining in left.items()}
-    after = keep_highest(scores, there, count, generator, allow_empty)
-    return current & unit_masks(model, after) if units else after
-
-
-def lowest_go(
-    self: Any,
-    model: nn.Module,
-    batches: Iterable[Any] | None,
-    current: Masks,
-    amount: float,
-    generator: torch.Generator,
-) -> Masks:
-    """``masks`` of a pruner that ranks: ``select`` after ``scores``, which alone may read ``batches``."""
-    return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
-
-
-def keep_as_many(
-    model: nn.Module, scores: Mapping[str, Tensor], current: Masks, other: Masks, generator: torch.Generator
-) -> Masks:
-    """Remove the lowest scores of each layer until it keeps no more than in ``other``: with that one's proportions.
-
-    Blalock et al., MLSys 2020, appendix B, ask for this control: random and magnitude pruning with the proportions of
-    the method under test. With random scores it is a shuffled mask.
-
-    Args:
-        model: The model that the masks are for.
-        scores: As for ``remove_lowest``.
-        current: What is still there.
-        other: The masks whose counts decide; which entries they keep does not matter.
-        generator: Breaks ties.
-    """
-    units = any(name not in current for name in scores)
-    names = [f"{layer}.weight" if layer else "weight" for layer in scores] if units else list(scores)
-    there, wanted = (Masks(units_of(masks, names)) if units else masks for masks in (current, other))
-    count = {name: max(0, there.counts[name] - wanted.counts[name]) for name in scores}
-    after = keep_highest(scores, there, count, generator, allow_empty=True)
-    return current & unit_masks(model, after) if units else after
 
 
 def _without_lowest(

@@ -1,15 +1,13 @@
 """Runs that travel between machines as one plain tar, and the clearing of what a store needs no more.
 
-An archive starts with ``manifest.json``, which names every file with its SHA-256; equal runs give equal bytes. At
-import everything is checked in a folder beside the runs before the first one is moved into place, so that a damaged
-archive leaves the store as it was.
+An archive starts with ``manifest.json``, which names every file with its SHA-256; equal runs give equal bytes. Nobody
+has to trust one: at import its members are checked before any is written, then their content in a folder beside the
+runs, before the first run is moved into place. So a damaged or hostile archive leaves the store as it was.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -21,15 +19,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import filelock
+
+from prunelab import digest
 from prunelab.errors import first_line
+from prunelab.paths import replacing
 from prunelab.runs import records
 from prunelab.runs.locks import Busy
-from prunelab.runs.records import CHECKPOINT, FAILED, FILES, StoreError
+from prunelab.runs.records import CHECKPOINT, FAILED, FILES, Damaged, StoreError
 from prunelab.runs.store import ID, Store
 from prunelab.settings import Run
 
 FORMAT = "prunelab runs 1"
-MANIFEST = "manifest.json"
+MANIFEST, LARGEST_MANIFEST = "manifest.json", 2**26  # bytes: about 60,000 runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,25 +76,22 @@ def export(store: Store, path: Path | str, runs: Iterable[Run | str] | None = No
         raise StoreError(f"{others[0]} is {states[others[0]]}: only complete runs can be exported")
     if not ids:
         raise StoreError(f"{store.root} has no complete run to export")
-    _read(store, ids)  # damage is met here, where the run can be trained again, not on the other machine
+    for run_id in ids:
+        store.check(run_id)  # damage is met here, where the run can be trained again, not on the other machine
     files = {run_id: [name for name in sorted(FILES) if (store.root / run_id / name).exists()] for run_id in ids}
-    manifest = {run_id: {name: _digest(store.root / run_id / name) for name in files[run_id]} for run_id in ids}
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with records.writing(path, "give a path in a folder that can"):
-            with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
-                data = records.encode_json({"format": FORMAT, "runs": manifest})
-                tar.addfile(_member(MANIFEST, len(data)), io.BytesIO(data))
-                for run_id in ids:
-                    for name in files[run_id]:
-                        source = store.root / run_id / name
-                        with source.open("rb") as file:
-                            tar.addfile(_member(f"{run_id}/{name}", source.stat().st_size), file)
-            part.replace(path)
-    except StoreError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    manifest = {run_id: {name: digest.of(store.root / run_id / name) for name in files[run_id]} for run_id in ids}
+    with (
+        records.writing(path, "give a path in a folder that can"),
+        replacing(path) as part,
+        tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        data = records.encode_json({"format": FORMAT, "runs": manifest})
+        tar.addfile(_member(MANIFEST, len(data)), io.BytesIO(data))
+        for run_id in ids:
+            for name in files[run_id]:
+                source = store.root / run_id / name
+                with source.open("rb") as file:
+                    tar.addfile(_member(f"{run_id}/{name}", source.stat().st_size), file)
     return ids
 
 
@@ -100,10 +99,6 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)  # its defaults: nobody's file, from 1970
     member.size = size
     return member
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def import_(store: Store, path: Path | str) -> Imported:
@@ -117,82 +112,86 @@ def import_(store: Store, path: Path | str) -> Imported:
         store.root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".import-", dir=store.root))
     try:
-        ids = _unpack(path, staging)
-        _check(path, Store(staging), ids)
-        return _move(staging, store, ids)
+        with filelock.FileLock(staging / _LOCK):  # whoever clears the store meanwhile sees that it is in use
+            ids = _unpack(path, staging)
+            for run_id in ids:
+                try:
+                    Store(staging).check(run_id)
+                except StoreError as error:
+                    reason = getattr(error, "what", str(error)).replace(f"{staging}/", "")
+                    raise StoreError(f"{path} cannot be imported: {reason}") from None
+            return _move(staging, store, ids)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+_LOCK = "in-use.lock"
 
 
 def _unpack(path: Path, staging: Path) -> list[str]:
     """Write the files of the archive below ``staging``, where each is the one that the manifest names; the ids."""
     try:
         with tarfile.open(path, "r:") as tar:
-            members = iter(tar)
-            manifest = _manifest(path, tar, next(members, None))
-            expected = {
-                f"{run_id}/{name}": digest for run_id, files in manifest.items() for name, digest in files.items()
-            }
+            manifest = _manifest(path, tar, tar.next())
+            digests = {f"{run_id}/{name}": own for run_id, files in manifest.items() for name, own in files.items()}
+            members = _members(path, tar, set(digests))
             for member in members:
-                digest = expected.pop(member.name, None)
-                file = tar.extractfile(member) if member.isreg() else None
-                if digest is None or file is None:
-                    raise StoreError(f"{path} is no archive of runs: {member.name!r} does not belong in one")
-                data = file.read()
-                if hashlib.sha256(data).hexdigest() != digest:
-                    raise StoreError(f"{path} is damaged: {member.name} has another digest than when it was exported")
                 target = staging / PurePosixPath(member.name)
                 with records.writing(target):
                     target.parent.mkdir(exist_ok=True)
-                records.write(target, data)
+                    with target.open("wb") as copy:
+                        shutil.copyfileobj(tar.extractfile(member), copy)  # type: ignore[arg-type]
+                if digest.of(target) != digests[member.name]:
+                    raise StoreError(f"{path} is damaged: {member.name} has another digest than when it was exported")
     except FileNotFoundError:
         raise StoreError(f"there is no archive {path}") from None
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except StoreError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise StoreError(f"{path} is damaged or no plain tar ({first_line(error)}): export it again") from None
+    return list(manifest)
+
+
+def _members(path: Path, tar: tarfile.TarFile, expected: set[str]) -> list[tarfile.TarInfo]:
+    """The members behind the manifest: plain files that it names, each once, whose bytes are in the archive."""
+    size, found = path.stat().st_size, []
+    while (member := tar.next()) is not None:
+        if member.name not in expected or not _plain(member):
+            raise StoreError(f"{path} is no archive of runs: {member.name[:200]!r} does not belong in one")
+        if member.offset_data + member.size > size:
+            break
+        expected.remove(member.name)
+        found.append(member)
     if expected:
         raise StoreError(
             f"{path} is truncated: {min(expected)} and {len(expected) - 1} more are missing; export it again"
         )
-    return list(manifest)
+    return found
+
+
+def _plain(member: tarfile.TarInfo) -> bool:
+    """Whether it is a file whose bytes lie in the archive as they are; a sparse one may claim any size."""
+    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse() and member.size >= 0
 
 
 def _manifest(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> Mapping[str, Mapping[str, str]]:
     """The manifest, of which no name leads out of the store."""
     wrong = StoreError(f"{path} is no archive of runs that this prunelab reads: it does not start with its manifest")
-    file = tar.extractfile(member) if member is not None and member.name == MANIFEST and member.isreg() else None
-    if file is None:
+    if member is None or member.name != MANIFEST or not _plain(member) or member.size > LARGEST_MANIFEST:
         raise wrong
     try:
-        manifest: Any = json.loads(file.read())
+        manifest: Any = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
         if manifest["format"] != FORMAT:
             raise StoreError(f"{path} has format {manifest['format']!r}, not {FORMAT!r}: it needs another prunelab")
         runs = {run_id: dict(files) for run_id, files in manifest["runs"].items()}
     except StoreError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise wrong from None
     for run_id, files in runs.items():
         if not ID.fullmatch(run_id) or not set(files) <= set(FILES) or not set(files) >= set(FILES[:-1]):
             raise StoreError(f"{path} is no archive of runs: {run_id!r} is no run, or lacks a file")
     return runs
-
-
-def _check(path: Path, staged: Store, ids: list[str]) -> None:
-    """Refuse runs whose files cannot be read or whose settings belong to another run."""
-    try:
-        _read(staged, ids)
-    except StoreError as error:
-        reason = str(error).split(": delete the folder")[0].replace(f"{staged.root}/", "")
-        raise StoreError(f"{path} cannot be imported: {reason}") from None
-
-
-def _read(store: Store, ids: list[str]) -> None:
-    """Read every file of complete runs."""
-    for run_id in ids:
-        store.show(run_id)
-        store.place(run_id).read("epochs.parquet", records.decode_rows)
-        for read_tensors in (store.weights, store.masks, store.removals):
-            read_tensors(run_id)
 
 
 def _move(staging: Path, store: Store, ids: list[str]) -> Imported:
@@ -211,6 +210,44 @@ def _move(staging: Path, store: Store, ids: list[str]) -> Imported:
         except Busy:
             report.busy.append(run_id)
     return report
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What ``check`` found of one run: how it stands, ``problem`` ("" or one line), and whether it was dropped."""
+
+    id: str
+    state: str
+    problem: str = ""
+    dropped: bool = False
+
+
+def check(store: Store, runs: Iterable[Run | str] | None = None, repair: bool = False) -> Iterator[Checked]:
+    """Read every file of runs, and compare it with its digest.
+
+    Args:
+        store: Where they are.
+        runs: Which; None: all, in whatever state.
+        repair: Delete those that are damaged, so that they are trained again when they are next asked for.
+
+    Yields:
+        How each stands: ``"sound"``, ``"no digest (older)"``, ``"damaged"`` or ``"unreadable"``, as it is found out.
+    """
+    for run_id in store.ids(unfinished=True) if runs is None else map(store.id, runs):
+        try:
+            found = Checked(run_id, store.check(run_id))
+        except Damaged as error:
+            found = Checked(run_id, "damaged", error.what)
+            if repair:
+                try:
+                    with store.place(run_id).hold():
+                        store.place(run_id).remove()
+                    found = dataclasses.replace(found, dropped=True)
+                except StoreError as why:
+                    found = dataclasses.replace(found, problem=f"{error.what}, and cannot be dropped: {why}")
+        except StoreError as error:
+            found = Checked(run_id, "unreadable", str(error))
+        yield found
 
 
 def gc(store: Store, days: float = 7.0, failed: bool = False, dry_run: bool = True) -> list[Garbage]:
@@ -244,7 +281,7 @@ def _garbage(store: Store, before: float, failed: bool) -> Iterator[Garbage]:
     for path in entries:
         run_id = path.name.removesuffix(".partial")
         if path.name.startswith((".import-", ".trash-")):
-            what, wanted = "interrupted import or deletion", _written(path) < before
+            what, wanted = "interrupted import or deletion", _written(path) < before and not _in_use(path)
         elif not ID.fullmatch(run_id) or not path.is_dir():
             continue
         elif run_id == path.name:
@@ -262,6 +299,17 @@ def _garbage(store: Store, before: float, failed: bool) -> Iterator[Garbage]:
         place = store.place(path.stem)
         if not place.partial.is_dir() and _written(path) < before and not place.held():
             yield Garbage("lock of no process", path, records.tree_size(path))
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether an import works in it at this moment, whatever the clock says."""
+    if not (folder / _LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(folder / _LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def _written(path: Path) -> float:

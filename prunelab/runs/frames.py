@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 
 from prunelab.errors import PrunelabError, first_line, nearest
-from prunelab.runs.records import plain
 from prunelab.settings import Run, Train
 
 Kind = Literal["int", "float", "text", "bool", "switch", "mixed"]
@@ -31,6 +30,30 @@ _HOLDS = {
     "text": ("text", (str,)),
     "bool": ("true or false", (bool,)),
 }
+
+
+def plain(value: Any, where: str) -> Any:
+    """``value`` as it will be read back from JSON: numpy scalars as Python's, tuples as lists.
+
+    Raises:
+        PrunelabError: a key that is not text, or a value that JSON does not know; ``where`` names the place.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(entry, where) for entry in value]
+    if isinstance(value, Mapping):
+        # JSON would turn the key 3 into "3" without a word, and a resumed run would not find it.
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise PrunelabError(
+                f"{where}: the key {wrong[0]!r} is not text and would change in JSON: use {str(wrong[0])!r}"
+            )
+        return {key: plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    raise PrunelabError(
+        f"{where}: JSON cannot keep {type(value).__name__}: give numbers, text, lists or mappings of these"
+    )
 
 
 def _columns(text: str, **others: Kind) -> dict[str, Kind]:
@@ -53,6 +76,7 @@ EPOCHS = _columns(
     epoch="int",
     pruned="bool",
 )
+TABLES = {"rounds": ROUNDS, "epochs": EPOCHS}
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, Kind]) -> pa.Table:
@@ -80,6 +104,20 @@ def table(rows: Sequence[Row], columns: Mapping[str, Kind]) -> pa.Table:
             wrong = next((v for v in values if v is not None and type(v) not in types), values[-1])
             raise PrunelabError(f"column {name!r} of the results holds {wrong!r}: it should hold {should}") from None
     return pa.table(arrays)
+
+
+def checked(rows: pa.Table, columns: Mapping[str, Kind]) -> pa.Table:
+    """Rows as ``table`` makes them.
+
+    Raises:
+        ValueError: they lack their numbers, or a column is of another type: it is another table.
+    """
+    kinds = {field.name: field.type for field in rows.schema}
+    for name, kind in columns.items():
+        needed = kind == "int"
+        if kinds.get(name, None if needed else ARROW[kind]) != ARROW[kind] or (needed and rows.column(name).null_count):
+            raise ValueError(f"column {name!r} is missing or of another type: is it another table?")
+    return rows
 
 
 def _always(columns: Mapping[str, Kind]) -> list[str]:
@@ -128,14 +166,19 @@ def _series(column: pa.ChunkedArray, kind: Kind) -> pd.Series:
     return column.to_pandas().astype(DTYPES[kind])
 
 
-def settings_frame(runs: Sequence[tuple[str, str, Run]]) -> pd.DataFrame:
+def settings_frame(runs: Sequence[tuple[str, str, Run, Mapping[str, int]]]) -> pd.DataFrame:
     """One row per run: id, status, then every setting, in an order that depends on no run.
 
     Args:
-        runs: Triples of id, status, settings.
+        runs: id, status, settings, and the versions that they were made by, which become ``version.method``,
+            ``version.model`` and ``version.data``; 1 where nothing is stored.
     """
-    flat = [{"id": run_id, "status": status, **run.flat()} for run_id, status, run in runs]
-    usual = {"id": "", "status": "", **Run().flat()}
+    made = {f"version.{name}": 1 for name in ("method", "model", "data")}
+    flat = [
+        {"id": run_id, "status": status, **run.flat(), **made, **{f"version.{n}": v for n, v in versions.items()}}
+        for run_id, status, run, versions in runs
+    ]
+    usual = {"id": "", "status": "", **Run().flat(), **made}
     names = set(usual).union(*flat) if flat else set(usual)
     lead = ["id", "status", "seed", "data", "model", "method"]
     known = {**usual, **Run(retrain=Train()).flat()}

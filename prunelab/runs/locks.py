@@ -10,19 +10,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
+import numpy as np
 
+from prunelab import digest
 from prunelab.runs import frames, records
-from prunelab.runs.records import CHECKPOINT, FAILED, Checkpoint, StoreError, Tensors
+from prunelab.runs.records import CHECKPOINT, FAILED, SETTINGS, Checkpoint, Damaged, Manifest, StoreError, Tensors
 from prunelab.settings import Run
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE = 10.0  # seconds of waiting until it is said for whom
 
 
 class Busy(StoreError):  # noqa: N818 (a state of the run, not a fault)
@@ -53,40 +59,118 @@ class Place:
 
     def reason(self) -> str | None:
         """Why the run failed; None where it did not."""
-        path = self.partial / FAILED
-        return str(records.read(path, records.decode_json).get("reason")) if path.exists() else None
+        found = self._record(FAILED) if (self.partial / FAILED).exists() else None
+        return None if found is None else str(found.reason)
 
-    def look(self, name: str, decode: Callable[[Path], Any]) -> tuple[Path, Any] | None:
-        """Read a file of the run, or, where the run is not complete, the record of its checkpoint or of its failure.
-
-        Returns:
-            The file that was read and what is in it; None where nothing is stored yet.
+    def manifest(self) -> Manifest | None:
+        """What the run says of itself, complete or not; None where nothing is stored yet.
 
         Raises:
-            StoreError: the file is damaged, or a complete run lacks it.
+            Damaged: the file that says it is damaged, or a complete run lacks it.
+            StoreError: it is of another version, or the folder was renamed.
         """
         for _ in range(2):  # it may be moved into place between two looks
             if self.folder.is_dir():
-                return self.folder / name, self.read(name, decode)
-            for path, decoder in (
-                (self.partial / CHECKPOINT, records.decode_record),
-                (self.partial / FAILED, records.decode_json),
-            ):
-                with contextlib.suppress(FileNotFoundError):
-                    return path, records.read(path, decoder)
+                return self._complete()
+            if found := self._record(CHECKPOINT) or self._record(FAILED):
+                return found
         return None
 
-    def read(self, name: str, decode: Callable[[Path], Any]) -> Any:
+    def _record(self, name: str) -> Manifest | None:
+        path = self.partial / name
+        try:
+            if name == FAILED:
+                return records.manifest(records.read(path, records.decode_json), self.id, path)
+            return records.manifest(records.read(path, records.decode_record, start=True), self.id, path)
+        except FileNotFoundError:
+            return None
+
+    def _complete(self) -> Manifest:
+        path = self.folder / SETTINGS
+        try:
+            found = path.stat()
+            return _remembered(path, self.id, (found.st_mtime_ns, found.st_ino, found.st_size))
+        except FileNotFoundError:
+            raise Damaged(f"{path} is missing") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read now ({error.strerror}): change its permissions") from None
+
+    def read(self, name: str, decode: Callable[[bytes], T]) -> T:
         """Read a file of the complete run.
 
         Raises:
-            StoreError: the file is damaged or absent.
+            Damaged: the file is not the one that was written, or is gone.
         """
-        path = self.folder / name
+        path, files = self.folder / name, self._complete().files
         try:
-            return records.read(path, decode)
-        except FileNotFoundError:
-            raise StoreError(f"{path} is missing: {records.remedy(path)}") from None
+            return records.read(path, decode, None if files is None else files[name][0])
+        except (FileNotFoundError, KeyError):
+            raise Damaged(f"{path} is missing") from None
+
+    def tensors(self, what: str) -> dict[str, np.ndarray]:
+        """``weights``, ``masks`` or ``removals`` of the complete run; no removals where none were kept."""
+        name, files = f"{what}.safetensors", self._complete().files
+        if what == "removals" and (name not in files if files is not None else not (self.folder / name).exists()):
+            return {}
+        return self.read(name, records.decode_tensors)
+
+    def check(self, whole: bool = True) -> None:
+        """Read what is stored and compare its digests.
+
+        Args:
+            whole: False: of a complete run only the tables; of all else whether it is there and how long.
+
+        Raises:
+            Damaged: says what is wrong.
+        """
+        if not self.folder.is_dir():
+            self.manifest()
+            self.reason()
+            with contextlib.suppress(FileNotFoundError):
+                records.read(self.partial / CHECKPOINT, records.decode_checkpoint)
+            return
+        files = self._complete().files
+        for name in records.FILES if files is None else {**dict.fromkeys(records.FILES[1:-1]), **files}:
+            path = self.folder / name
+            if name not in records.FILES or (files is not None and name not in files):
+                raise Damaged(f"{self.folder / SETTINGS} is damaged (it lists other files)")
+            if not path.exists() and (files is not None or name != "removals.safetensors"):
+                raise Damaged(f"{path} is missing")
+            if files is not None and path.stat().st_size != files[name][1]:
+                raise Damaged(f"{path} is damaged ({path.stat().st_size} bytes in place of {files[name][1]})")
+        for what, columns in frames.TABLES.items():
+            self.read(f"{what}.parquet", records.decode_rows(columns))
+        if whole:
+            self.read("provenance.json", records.decode_json)
+            tensors = {what: self.tensors(what) for what in ("weights", "masks", "removals")}
+            if problem := records.misfit(**tensors):
+                raise Damaged(f"{self.folder} is damaged ({problem})")
+
+    def unusable(self, run: Run, versions: Mapping[str, int]) -> str:
+        """Why what is stored of a run cannot be used, in words; empty where it can, or nothing is stored.
+
+        Args:
+            run: The settings, which are compared with those that are stored.
+            versions: What is there now of the method, the model and the reader of the data.
+
+        Raises:
+            StoreError: it belongs to other settings or to another version of prunelab, or cannot be read now.
+        """
+        try:
+            found = self.manifest()
+            if found is None:
+                return ""
+            found.check(run)
+            self.check(whole=False)
+        except Damaged as error:
+            return error.what
+        return found.made_otherwise(versions)
+
+    def remove(self) -> None:
+        """Delete what is stored of the run, which this process holds."""
+        for folder in (self.folder, self.partial):
+            if folder.exists():
+                records.remove(folder)
 
     def lock(self) -> filelock.BaseFileLock:
         """The lock, not yet acquired; the same object for all who ask in this process."""
@@ -106,10 +190,20 @@ class Place:
                 if not wait:
                     raise Busy(f"{self.id} is being trained already: wait for it, or leave it out") from None
                 log.info("waiting for %s, which another process trains", self.id)
-                lock.acquire(timeout=-1, poll_interval=0.2)
+                self._wait(lock)
         if lock.lock_counter > 1:  # one more acquisition of what this process has: to wait for it would be for ever
             lock.release()
             raise Busy(f"{self.id} is claimed twice by the same process: name each run once")
+
+    def _wait(self, lock: filelock.BaseFileLock) -> None:
+        """Acquire ``lock``, however long it takes; after ``PATIENCE`` seconds it is said what the wait is for."""
+        said = ""
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=PATIENCE, poll_interval=0.2)
+            except filelock.Timeout:
+                if (holder := _holder(self.lock_file)) != said:
+                    log.warning("waiting for %s, which %s holds", self.id, said := holder)
 
     def held(self) -> bool:
         """Whether a process holds the run at this moment."""
@@ -150,18 +244,43 @@ class Place:
             self.let_go(lock)
 
 
+@functools.lru_cache(maxsize=4096)
+def _remembered(path: Path, run_id: str, stamp: tuple[int, int, int]) -> Manifest:
+    """The manifest of a complete run, as long as its file has the same times and size."""
+    return records.manifest(records.read(path, records.decode_json), run_id, path)
+
+
+def _holder(lock_file: Path) -> str:
+    """Who holds a lock, in words, as far as the system tells: Linux knows the process."""
+    try:
+        inode = lock_file.stat().st_ino
+        lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+        pid = next(int(line[4]) for line in lines if line[1] == "FLOCK" and int(line[5].split(":")[2]) == inode)
+        stopped = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, ValueError, IndexError, StopIteration):
+        return "another process"
+    return f"process {pid}{f', which is stopped (kill -CONT {pid} lets it go on, kill -9 {pid} ends it),' * stopped}"
+
+
 @contextlib.contextmanager
-def claim(root: Path, run: Run, wait: bool) -> Iterator[Writer]:
+def claim(root: Path, run: Run, wait: bool, versions: Mapping[str, int]) -> Iterator[Writer]:
     """Hold a run alone; see ``Store.claim``."""
     place = Place(root, run.id)
     lock = place.lock()
-    writer = Writer(place, run, lock)
-    if writer.complete or writer.failed:
+    writer = Writer(place, run, lock, versions)
+
+    def settled() -> bool:
+        return (place.folder.is_dir() or (place.partial / FAILED).exists()) and not place.unusable(run, versions)
+
+    if settled():
         yield writer
         return
     place.acquire(lock, wait)
     try:
-        if writer.complete or writer.failed:  # by the process that was waited for
+        if why := place.unusable(run, versions):  # asked again, now that nobody else changes it
+            log.warning("%s: it is trained again", why)
+            place.remove()
+        if settled():  # by the process that was waited for
             place.let_go(lock)
         yield writer
     finally:
@@ -171,10 +290,9 @@ def claim(root: Path, run: Run, wait: bool) -> Iterator[Writer]:
 class Writer:
     """One run, held by this process until it is finished or failed, or the ``with`` block of ``Store.claim`` ends."""
 
-    def __init__(self, place: Place, run: Run, lock: filelock.BaseFileLock) -> None:
+    def __init__(self, place: Place, run: Run, lock: filelock.BaseFileLock, versions: Mapping[str, int]) -> None:
         self.run = run
-        self._place = place
-        self._lock = lock
+        self._place, self._lock, self._versions = place, lock, versions
 
     @property
     def complete(self) -> bool:
@@ -191,15 +309,19 @@ class Writer:
         """The last finished round, read from the disk; None where no round was finished.
 
         Raises:
-            StoreError: the file is damaged, or belongs to another run or another version of prunelab.
+            Damaged: the file is not what was written.
+            StoreError: it belongs to another run or another version of prunelab.
         """
         path = self._place.partial / CHECKPOINT
         if not path.exists():
             return None
-        record = records.read(path, records.decode_record)
-        records.settings_from(record, self.run.id, path)  # of a folder that was renamed, or of another format: refused
-        tensors = records.read(path, records.decode_tensors)
-        return Checkpoint(tensors, record["state"], record["rounds"], record["epochs"])
+        self._place.manifest()  # of a folder that was renamed, or of another format: refused
+        return records.read(path, records.decode_checkpoint)
+
+    def restart(self) -> None:
+        """Delete the checkpoint, so that the run begins again."""
+        self._need_hold()
+        self._place.remove()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint in one step; where that fails, the one before it is still there.
@@ -211,9 +333,12 @@ class Writer:
         self._need_hold()
         frames.table(checkpoint.rounds, frames.ROUNDS)  # what cannot become a column is refused now, not at the end
         frames.table(checkpoint.epochs, frames.EPOCHS)
-        parts = {name: records.plain(getattr(checkpoint, name), name) for name in ("state", "rounds", "epochs")}
-        data = records.encode_tensors(checkpoint.tensors, {**records.settings_record(self.run), **parts})
-        records.replace(self._place.partial / CHECKPOINT, data)
+        parts = {name: frames.plain(getattr(checkpoint, name), name) for name in ("state", "rounds", "epochs")}
+        data = records.encode_tensors(checkpoint.tensors, {**self._record(), **parts})
+        records.write(self._place.partial / CHECKPOINT, data)
+
+    def _record(self) -> dict[str, Any]:
+        return records.settings_record(self.run, self._versions)
 
     def finish(
         self,
@@ -234,26 +359,27 @@ class Writer:
             StoreError: no round was saved, or the disk cannot be written; the checkpoint is intact then.
         """
         self._need_hold()
-        path = self._place.partial / CHECKPOINT
-        if not path.exists():
+        found = self._place.manifest()
+        if found is None or not (self._place.partial / CHECKPOINT).exists():
             raise StoreError(f"{self.run.id}: no round was saved, so there is nothing to finish")
-        record = records.read(path, records.decode_record)
         files = {
-            "settings.json": records.encode_json(records.settings_record(self.run)),
-            "rounds.parquet": records.encode_rows(frames.table(record["rounds"], frames.ROUNDS)),
-            "epochs.parquet": records.encode_rows(frames.table(record["epochs"], frames.EPOCHS)),
-            "provenance.json": records.encode_json(records.plain(dict(provenance or {}), "provenance")),
+            "rounds.parquet": records.encode_rows(frames.table(found.rounds, frames.ROUNDS)),
+            "epochs.parquet": records.encode_rows(frames.table(found.epochs, frames.EPOCHS)),
+            "provenance.json": records.encode_json(frames.plain(dict(provenance or {}), "provenance")),
             "weights.safetensors": records.encode_tensors(weights),
             "masks.safetensors": records.encode_tensors(masks),
-            "removals.safetensors": None if removals is None else records.encode_tensors(removals),
         }
+        if removals is not None:
+            files["removals.safetensors"] = records.encode_tensors(removals)
+        digests = {name: (digest.of(data), len(data)) for name, data in files.items()}
+        files[SETTINGS] = records.encode_json({**self._record(), "files": digests}, seal=True)
         for name, data in files.items():
-            if data is not None:
-                records.write(self._place.partial / name, data)
+            records.write(self._place.partial / name, data)
         with records.writing(self._place.folder):
             self._place.partial.rename(self._place.folder)
-            for name in (CHECKPOINT, f"{CHECKPOINT}.part"):
-                (self._place.folder / name).unlink(missing_ok=True)
+            for left in self._place.folder.iterdir():  # the checkpoint, and what a process left that was killed
+                if left.name not in files:
+                    left.unlink(missing_ok=True)
         self._place.let_go(self._lock)
 
     def fail(self, reason: str) -> None:
@@ -263,8 +389,8 @@ class Writer:
             reason: One line, for people: "the loss was nan in epoch 7 of round 2".
         """
         self._need_hold()
-        record = {**records.settings_record(self.run), "reason": " ".join(reason.split()) or "no reason given"}
-        records.replace(self._place.partial / FAILED, records.encode_json(record))
+        record = {**self._record(), "reason": " ".join(reason.split()) or "no reason given"}
+        records.write(self._place.partial / FAILED, records.encode_json(record, seal=True))
         self._place.let_go(self._lock)
 
     def _need_hold(self) -> None:

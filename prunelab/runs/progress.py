@@ -40,7 +40,7 @@ def _total(path: Path) -> Path:
 
 @contextlib.contextmanager
 def shown(total: int, visible: bool = True) -> Iterator[Path]:
-    """A bar over ``total`` epochs, fed by ``tick``.
+    """A bar over ``total`` epochs, fed by ``tick``; where a file is named for the purpose, it goes on in that.
 
     Args:
         total: epochs of all runs, at most.
@@ -52,19 +52,24 @@ def shown(total: int, visible: bool = True) -> Iterator[Path]:
     given = os.environ.get(VARIABLE)
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
         path = Path(given) if given else Path(folder) / "progress"
-        path.write_bytes(b"")
-        _total(path).write_text(str(total))
-        with tqdm(total=total, desc="training", unit="epoch", disable=not visible) as bar, _watched(path, bar):
+        path.touch()
+        before, expected = look(path)  # of the studies before this one in the same notebook
+        tick(path, expected - before)
+        end = expected + total
+        _total(path).write_text(str(end))
+        bar = tqdm(total=total, desc="training", unit="epoch", disable=not visible)
+        with bar, _watched(path, bar, expected):
             yield path
+        tick(path, end - look(path)[0])  # of runs that ended early
 
 
 @contextlib.contextmanager
-def _watched(path: Path, bar: tqdm) -> Iterator[None]:
+def _watched(path: Path, bar: tqdm, start: int) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(EVERY):
-            bar.update(look(path)[0] - bar.n)
+            bar.update(look(path)[0] - start - bar.n)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -73,4 +78,4 @@ def _watched(path: Path, bar: tqdm) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        bar.update(look(path)[0] - bar.n)
+        bar.update(look(path)[0] - start - bar.n)

@@ -1,8 +1,9 @@
 """The files of a run: how each is written, read, and what is said when that goes wrong.
 
 Tensors are safetensors, rows are parquet, the rest is JSON; nothing is ever unpickled. What is written goes through
-``write`` or ``replace``, what is read through ``read``, so that a full disk or a damaged file is one line with its
-remedy everywhere.
+``write``, what is read through ``read``, so that a full disk or a damaged file is one line with its remedy everywhere.
+``settings.json`` of a complete run holds its own digest and those of all other files; a checkpoint and a record of
+failure hold their own. Nothing is decoded before its digest was compared.
 """
 
 from __future__ import annotations
@@ -15,25 +16,28 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from prunelab import digest
 from prunelab.errors import PrunelabError, first_line
-from prunelab.settings import Run, SettingsError
+from prunelab.paths import replacing
+from prunelab.runs import frames
+from prunelab.settings import Run, SettingsError, differences
 
-FORMAT = 1  # of the folders; a higher number is refused
-CHECKPOINT = "checkpoint.safetensors"
-FAILED = "failed.json"
+FORMAT = 2  # of what is written; format 1 is read too, it has no digests; a higher number is refused
+LARGEST_TABLE = 2**30  # bytes that rows may unpack to
+SETTINGS, CHECKPOINT, FAILED = "settings.json", "checkpoint.safetensors", "failed.json"
 FILES = (  # of a complete run; only removals may be absent
-    "settings.json",
+    SETTINGS,
     "rounds.parquet",
     "epochs.parquet",
     "provenance.json",
@@ -48,6 +52,18 @@ T = TypeVar("T")
 
 class StoreError(PrunelabError):
     """A run that is not there, a damaged file, or a store that cannot be written."""
+
+
+class Damaged(StoreError):  # noqa: N818 (as Busy: what is the case)
+    """A file that is not what was written, or is gone; its run has to be trained again."""
+
+    @property
+    def what(self) -> str:
+        """What is wrong, without the remedy."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.what}: 'prunelab runs check --repair' drops the run, and it is trained again when needed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +83,50 @@ class Checkpoint:
     epochs: list[dict[str, Any]]
 
 
-def plain(value: Any, where: str) -> Any:
-    """``value`` as it will be read back from JSON: numpy scalars as Python's, tuples as lists.
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a run says of itself: in ``settings.json``, in its checkpoint, or in the record of its failure.
 
-    Raises:
-        PrunelabError: a key that is not text, or a value that JSON does not know; ``where`` names the place.
+    Attributes:
+        run: Its settings.
+        versions: Of the method, the model and the reader of the data that made it; what is left out has version 1.
+        files: Of a complete run: name -> SHA-256 and bytes; None: made before there were digests.
+        digests: Whether its files have digests.
+        rounds: Of a run in progress: its rows so far, the rows of epochs likewise.
+        reason: Why it failed.
     """
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(entry, where) for entry in value]
-    if isinstance(value, Mapping):
-        # JSON would turn the key 3 into "3" without a word, and a resumed run would not find it.
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise PrunelabError(
-                f"{where}: the key {wrong[0]!r} is not text and would change in JSON: use {str(wrong[0])!r}"
-            )
-        return {key: plain(entry, f"{where}.{key}") for key, entry in value.items()}
-    raise PrunelabError(
-        f"{where}: JSON cannot keep {type(value).__name__}: give numbers, text, lists or mappings of these"
-    )
+
+    run: Run
+    versions: Mapping[str, int]
+    files: Mapping[str, tuple[str, int]] | None = None
+    digests: bool = False
+    rounds: Sequence[dict[str, Any]] = ()
+    epochs: Sequence[dict[str, Any]] = ()
+    reason: str | None = None
+
+    def check(self, run: Run) -> None:
+        """Refuse settings that have the same id as these and are others: an id holds 32 bits of them.
+
+        Raises:
+            StoreError: they differ.
+        """
+        mine, theirs = differences(self.run), differences(run)
+        if mine != theirs:
+            other = {key: mine.get(key, "default") for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)}
+            raise StoreError(f"{run.id} is stored with other settings ({other}): set PRUNELAB_RUNS to another store")
+
+    def made_otherwise(self, versions: Mapping[str, int]) -> str:
+        """In words, what was made by another version than ``versions`` say there is now; empty where nothing was."""
+        before = {name: self.versions.get(name, 1) for name in versions}
+        odd = [f"{name} of version {before[name]}, now {now}" for name, now in versions.items() if now != before[name]]
+        return f"{self.run.id} was made by another version ({', '.join(odd)})" if odd else ""
 
 
-def encode_json(value: Any) -> bytes:
-    """JSON that a person can read, the same bytes for equal values."""
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+def encode_json(value: Mapping[str, Any], seal: bool = False) -> bytes:
+    """JSON that a person can read, the same bytes for equal values; with its own digest, if ``seal``."""
+    value = {**value, digest.THIS: digest.BLANK} if seal else value
+    data = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    return digest.sealed(data) if seal else data
 
 
 def encode_rows(table: pa.Table) -> bytes:
@@ -104,7 +137,7 @@ def encode_rows(table: pa.Table) -> bytes:
 
 
 def encode_tensors(tensors: Tensors, record: Mapping[str, Any] | None = None) -> bytes:
-    """Safetensors, with ``record`` as JSON in the metadata.
+    """Safetensors; with ``record`` as JSON in the metadata, and digests of it and of the tensors.
 
     Raises:
         PrunelabError: an array of a type that safetensors does not keep.
@@ -116,80 +149,154 @@ def encode_tensors(tensors: Tensors, record: Mapping[str, Any] | None = None) ->
             raise PrunelabError(
                 f"tensor {name!r} is {array.dtype}: only bool, integers and floats to 64 bits can be stored"
             )
-    return safetensors.save(arrays, metadata=None if record is None else {"prunelab": json.dumps(record)})
+    if record is None:
+        return safetensors.save(arrays)
+    return digest.sealed(safetensors.save(arrays, {"prunelab": json.dumps(record), **digest.IN_TENSORS}))
 
 
-def decode_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping."""
-    value = json.loads(path.read_bytes())
+def decode_json(data: bytes) -> dict[str, Any]:
+    """A JSON file that holds a mapping, in which its own digest is compared."""
+    found = digest.check(data)
+    value = json.loads(data)
     if not isinstance(value, dict):
         raise ValueError("not a mapping")
+    if value.get("format") == FORMAT and not found:
+        raise ValueError("its digest is gone")
     return value
 
 
-def decode_rows(path: Path) -> pa.Table:
-    """A parquet file; many are read at once in threads, so each takes only one."""
-    with pq.ParquetFile(path, memory_map=True) as file:
-        return file.read(use_threads=False)
+def decode_record(start: bytes) -> dict[str, Any]:
+    """The record in the header of a safetensors file; the header is enough."""
+    found = digest.check(start, whole=False)
+    record = json.loads(json.loads(start[8:])["__metadata__"]["prunelab"])
+    if record["format"] == FORMAT and not found:
+        raise ValueError("its digest is gone")
+    return record
 
 
-def decode_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file."""
-    return safetensors.load_file(path)
+def decode_checkpoint(data: bytes) -> Checkpoint:
+    """A whole checkpoint."""
+    digest.check(data)
+    record = decode_record(data[: 8 + int.from_bytes(data[:8], "little")])
+    return Checkpoint(decode_tensors(data), record["state"], record["rounds"], record["epochs"])
 
 
-def decode_record(path: Path) -> dict[str, Any]:
-    """The record in the metadata of a safetensors file; reads no tensors."""
-    with safe_open(path, framework="np") as file:
-        return json.loads((file.metadata() or {})["prunelab"])
+def decode_rows(columns: Mapping[str, frames.Kind]) -> Callable[[bytes], pa.Table]:
+    """A reader of parquet with these columns; many files are read at once in threads, so each takes only one."""
+
+    def decode(data: bytes) -> pa.Table:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            parts = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+            if max(sum(parts), file.metadata.num_rows) > LARGEST_TABLE:
+                raise ValueError(f"unpacks to {sum(parts):,} bytes")
+            return frames.checked(file.read(use_threads=False), columns)
+
+    return decode
 
 
-def read(path: Path, decode: Callable[[Path], T]) -> T:
-    """``decode(path)``, where everything that can be wrong with the file is one line with the remedy.
+def decode_tensors(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by name."""
+    return dict(sorted(safetensors.load(data).items()))
+
+
+def read(path: Path, decode: Callable[[bytes], T], sha256: str | None = None, start: bool = False) -> T:
+    """``decode`` of the bytes of a file, where everything that can be wrong with it is one line with the remedy.
+
+    Args:
+        path: Of the file.
+        decode: Takes its bytes.
+        sha256: That they should have; None: unknown.
+        start: Read only the header of a safetensors file.
 
     Raises:
         FileNotFoundError: only this one is left to the caller, who may know why.
-        StoreError: the file is damaged or may not be read.
+        Damaged: the bytes are not those that were written, or mean nothing.
+        StoreError: the file cannot be read now.
     """
     try:
-        return decode(path)
+        with path.open("rb") as file:
+            data = digest.head(file) if start else file.read()
     except FileNotFoundError:
         raise
-    except PermissionError:
-        raise StoreError(f"{path} may not be read: change its permissions, or PRUNELAB_RUNS to another store") from None
-    except (OSError, ValueError, KeyError, pa.ArrowException, SafetensorError) as error:
-        raise StoreError(f"{path} is damaged ({first_line(error)}): {remedy(path)}") from None
+    except (OSError, MemoryError) as error:
+        what = getattr(error, "strerror", "") or "no memory"
+        hint = "change its permissions, or PRUNELAB_RUNS to another store"
+        raise StoreError(f"{path} cannot be read now ({what}): {hint}") from None
+    try:
+        if sha256 is not None and digest.of(data) != sha256:
+            raise ValueError("its bytes are not those that were written")
+        return decode(data)
+    except _UNREADABLE as error:
+        raise Damaged(f"{path} is damaged ({first_line(error)})") from None
 
 
-def remedy(path: Path) -> str:
-    """What to do about a damaged file."""
-    return f"delete the folder {path.parent} and the run is trained again when it is next asked for"
+_UNREADABLE = (  # what decoders say of bytes that mean nothing
+    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError, OSError,
+    pa.ArrowException, SafetensorError,
+)  # fmt: skip
 
 
-def settings_record(run: Run) -> dict[str, Any]:
+def settings_record(run: Run, versions: Mapping[str, int] | None) -> dict[str, Any]:
     """The settings as they are stored."""
-    return {"format": FORMAT, "id": run.id, "run": run.asdict()}
+    return {"format": FORMAT, "id": run.id, "run": run.asdict(), "versions": dict(versions or {})}
 
 
-def settings_from(record: Mapping[str, Any], run_id: str, path: Path) -> Run:
-    """The settings in a record, checked against the id that its folder has.
+def manifest(record: Mapping[str, Any], run_id: str, path: Path) -> Manifest:
+    """What a record says, checked against the id that its folder has.
 
     Raises:
-        StoreError: a newer format, settings that no run can have, or those of another run.
+        Damaged: it means nothing.
+        StoreError: a newer format or newer settings, or a folder that was renamed.
     """
-    if record.get("format") != FORMAT:
-        raise StoreError(
-            f"{path} has format {record.get('format')}, not {FORMAT}: it needs another version of prunelab"
-        )
+    if record.get("format") not in (1, FORMAT):
+        raise StoreError(f"{path} has format {record.get('format')}, not {FORMAT}: it needs another prunelab")
     try:
         run = Run.fromdict(record["run"])
-    except (SettingsError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: {error}: update prunelab, or {remedy(path)}") from None
+    except (SettingsError, KeyError, TypeError, AttributeError) as error:
+        if record["format"] == FORMAT:  # as it was written, so by another prunelab
+            raise StoreError(f"{path}: {error}: update prunelab, or delete {path.parent}") from None
+        raise Damaged(f"{path} is damaged ({first_line(error)})") from None
+    if run.id != run_id and run.id == record.get("id"):
+        raise StoreError(f"{path} holds the settings of {run.id}, not of {run_id}: rename the folder back")
     if run.id != run_id:
-        raise StoreError(
-            f"{path} holds the settings of {run.id}, not of {run_id}: rename the folder back, or {remedy(path)}"
-        )
-    return run
+        raise Damaged(f"{path} is damaged (its settings are not those of {run_id})")
+    try:
+        versions = {str(name): int(version) for name, version in record.get("versions", {}).items()}
+        files = {str(n): (str(sha256), int(size)) for n, (sha256, size) in record.get("files", {}).items()}
+        rounds, epochs = (list(map(dict, record.get(name, ()))) for name in ("rounds", "epochs"))
+    except _UNREADABLE as error:
+        raise Damaged(f"{path} is damaged ({first_line(error)})") from None
+    new = record["format"] > 1
+    return Manifest(run, versions, files if new else None, new, rounds, epochs, record.get("reason"))
+
+
+def misfit(weights: Tensors, masks: Tensors, removals: Tensors) -> str:
+    """What of the tensors of one run does not fit the others, in words; empty where all fit.
+
+    Masks are bool and have the shapes of their weights; a record of removals has a round (int16) and a score (float32)
+    for each entry of the dense network, and says which positions of its axes are left.
+    """
+    for name, mask in masks.items():
+        if mask.dtype != bool:
+            return f"the mask of {name} is {mask.dtype}, not bool"
+        if name in weights and mask.shape != weights[name].shape:
+            return f"the mask of {name} has shape {mask.shape}, the weight {weights[name].shape}"
+    for name, array in removals.items():
+        part, _, of = name.partition("/")
+        other = removals.get(f"{'score' if part == 'round' else 'round'}/{of}")
+        if part in ("round", "score"):
+            if (
+                other is None
+                or other.shape != array.shape
+                or array.dtype != (np.int16 if part == "round" else np.float32)
+            ):
+                return f"the removals of {of} are {array.dtype} of shape {array.shape}, without a like {part}"
+        elif name.startswith("index."):
+            of, _, axis = name.removeprefix("index.").rpartition(".")
+            shape = weights[of].shape if of in weights else ()
+            if of in weights and (not axis.isdigit() or int(axis) >= len(shape) or array.shape != (shape[int(axis)],)):
+                return f"the removals leave {array.shape} positions of {of}, which has shape {shape}"
+    return ""
 
 
 @contextmanager
@@ -209,26 +316,11 @@ def writing(where: Path, instead: str = "set PRUNELAB_RUNS to a folder that can"
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file and see it on the disk: a rename that follows must not get there before the bytes do."""
-    with writing(path), path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace(path: Path, data: bytes) -> None:
     """Write a file in one step: at any moment, and after any failure, there is the old one or the new one."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-        write(part, data)
-        with writing(path):
-            part.replace(path)
-    except StoreError:
-        with suppress(OSError):
-            part.unlink()
-        raise
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(data)
 
 
 def remove(folder: Path) -> None:

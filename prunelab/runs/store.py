@@ -3,6 +3,8 @@
 runs/dropnet-mlp_40_40-mnist-s3-1f9c2a7b/          settings.json rounds.parquet epochs.parquet provenance.json
                                                    weights.safetensors masks.safetensors removals.safetensors
 runs/dropnet-mlp_40_40-mnist-s4-77ab01c2.partial/  checkpoint.safetensors, and failed.json where the run failed
+
+Every file is compared with its digest when it is read (``records``), and settings with those that are asked for.
 """
 
 from __future__ import annotations
@@ -22,8 +24,7 @@ import pyarrow as pa
 
 from prunelab import paths
 from prunelab.errors import nearest
-from prunelab.runs import frames, records
-from prunelab.runs import locks as claims
+from prunelab.runs import frames, locks, records
 from prunelab.runs.locks import Busy, Place, Writer
 from prunelab.runs.records import FAILED, Checkpoint, StoreError
 from prunelab.settings import Run
@@ -33,7 +34,7 @@ __all__ = ["Busy", "Checkpoint", "Status", "Store", "StoreError", "Writer"]
 Status = Literal["complete", "running", "partial", "failed", "missing"]
 Runs = Run | str | Iterable[Run | str] | None
 
-ID = re.compile(r"[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-s\d+-[0-9a-f]{8}")
+ID = re.compile(r"[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-s[0-9]+-[0-9a-f]{8}")
 
 
 class Store:
@@ -46,7 +47,14 @@ class Store:
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
+        if not isinstance(root, str | Path | None):
+            raise StoreError(f"store = {root!r}: should be a Store, or the path of its folder")
         self.root = Path(root) if root is not None else paths.runs()
+
+    @classmethod
+    def of(cls, store: Store | Path | str | None) -> Store:
+        """A store, or the one at a path; None: the usual one."""
+        return store if isinstance(store, Store) else cls(store)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -57,22 +65,55 @@ class Store:
 
     # ---- who trains what ----
 
-    def claim(self, run: Run, wait: bool = True) -> AbstractContextManager[Writer]:
+    def claim(
+        self, run: Run, wait: bool = True, versions: Mapping[str, int] | None = None
+    ) -> AbstractContextManager[Writer]:
         """Hold a run alone, to train it; many can be held at once, with an ``ExitStack``.
 
-        A run that is complete or failed is handed out at once, without a hold. Two processes that each hold runs and
+        A run that is complete or failed is handed out at once, without a hold. What is stored of the run and cannot be
+        used (``unusable``) is deleted first, which is logged as a warning. Two processes that each hold runs and
         wait for one of the other's would wait for ever: claim several with ``wait=False``, and wait for the busy ones
         when yours are done.
 
         Args:
             run: The settings; they are stored with the results.
             wait: Wait while another process holds the run, to find it complete, or go on where that process stopped.
+            versions: Of what trains it, as in ``unusable``; they are stored with the results.
 
         Raises:
             Busy: another process holds the run and ``wait`` is False, or this process holds it already.
-            StoreError: the store cannot be written.
+            StoreError: the store cannot be written, or the id is that of a stored run with other settings.
         """
-        return claims.claim(self.root, run, wait)
+        return locks.claim(self.root, run, wait, versions or {})
+
+    def unusable(self, run: Run, versions: Mapping[str, int] | None = None) -> str:
+        """Why what is stored of a run cannot be used, in one line: damage, or another version; empty where it can.
+
+        Of a complete run its tables are read and compared with their digests, of the tensors only the sizes.
+
+        Args:
+            run: The settings.
+            versions: What is there now of the ``method``, the ``model`` and the reader of the ``data``; what was stored
+                without has version 1. None: any will do.
+
+        Raises:
+            StoreError: other settings are stored under this id, or it cannot be read now.
+        """
+        return self.place(run.id).unusable(run, versions or {})
+
+    def check(self, run: Run | str) -> str:
+        """Read everything that is stored of a run, and compare it with its digests.
+
+        Returns:
+            ``"sound"``, or ``"no digest (older)"``, where only what can be read and fits together is known.
+
+        Raises:
+            Damaged: says what is wrong and what to do.
+        """
+        place = self.place(self.id(run))
+        place.check()
+        found = place.manifest()
+        return "sound" if found is not None and found.digests else "no digest (older)"
 
     def discard(self, run: Run | str) -> None:
         """Delete a run in whatever state; the next claim starts afresh.
@@ -81,12 +122,9 @@ class Store:
             Busy: a process is training it.
             StoreError: no such run, or the store cannot be written.
         """
-        run_id = self.id(run)
-        place = self.place(run_id)
+        place = self.place(self.id(run))
         with place.hold():
-            for folder in (place.folder, place.partial):
-                if folder.exists():
-                    records.remove(folder)
+            place.remove()
 
     # ---- what is there ----
 
@@ -156,25 +194,31 @@ class Store:
         Raises:
             StoreError: no such run, or its file is damaged or belongs to another run.
         """
-        run_id = self.id(run)
-        found = self._settings(run_id)
+        found = self._manifest(run)
         if found is None:
-            raise StoreError(f"{run_id} has no finished round yet: its settings are stored with the first")
+            raise StoreError(f"{self.id(run)} has no finished round yet: its settings are stored with the first")
+        return found.run
+
+    def _manifest(self, run: Run | str) -> records.Manifest | None:
+        """What is known of a run, whose settings are those that are asked for."""
+        found = self.place(self.id(run)).manifest()
+        if found is not None and isinstance(run, Run):
+            found.check(run)
         return found
 
-    def _settings(self, run_id: str) -> Run | None:
-        found = self.place(run_id).look("settings.json", records.decode_json)
-        return records.settings_from(found[1], run_id, found[0]) if found else None
+    def _tables(self, ids: Iterable[str], what: str) -> builtins.list[pa.Table]:
+        columns = frames.TABLES[what]
 
-    def _table(self, run_id: str, what: str, columns: Mapping[str, frames.Kind]) -> pa.Table:
-        found = self.place(run_id).look(f"{what}.parquet", records.decode_rows)
-        if found and isinstance(found[1], pa.Table):
-            return found[1]
-        return frames.table(found[1].get(what, []) if found else [], columns)
+        def one(run_id: str) -> pa.Table:
+            place = self.place(run_id)
+            for _ in range(2):  # it may be moved into place between two looks
+                if place.folder.is_dir():
+                    return place.read(f"{what}.parquet", records.decode_rows(columns))
+                found = place.manifest()
+            return frames.table([] if found is None else getattr(found, what), columns)
 
-    def _tables(self, ids: Iterable[str], what: str, columns: Mapping[str, frames.Kind]) -> builtins.list[pa.Table]:
-        with ThreadPoolExecutor(4) as pool:  # arrow lets go of the interpreter lock while it reads
-            return list(pool.map(lambda run_id: self._table(run_id, what, columns), ids))
+        with ThreadPoolExecutor(4) as pool:  # arrow and hashlib let go of the interpreter lock while they work
+            return list(pool.map(one, ids))
 
     def rounds(self, runs: Runs = None, unfinished: bool = False, **filters: Any) -> pd.DataFrame:
         """One row per run and round, with every setting of the run beside it.
@@ -194,29 +238,28 @@ class Store:
             StoreError: a run that is not there, or a damaged file.
             PrunelabError: a filter on a column that does not exist.
         """
-        return self._query("rounds", frames.ROUNDS, runs, unfinished, filters)
+        return self._query("rounds", runs, unfinished, filters)
 
     def epochs(self, runs: Runs = None, unfinished: bool = False, **filters: Any) -> pd.DataFrame:
         """One row per run, round and epoch (``frames.EPOCHS``); the rest is as in ``rounds``."""
-        return self._query("epochs", frames.EPOCHS, runs, unfinished, filters)
+        return self._query("epochs", runs, unfinished, filters)
 
-    def _query(
-        self, what: str, columns: Mapping[str, frames.Kind], runs: Runs, unfinished: bool, filters: Mapping[str, Any]
-    ) -> pd.DataFrame:
+    def _query(self, what: str, runs: Runs, unfinished: bool, filters: Mapping[str, Any]) -> pd.DataFrame:
         named = [runs] if isinstance(runs, Run | str) else runs
-        ids = self.ids(unfinished) if named is None else dict.fromkeys(self.id(run) for run in named)
-        chosen, rest = frames.select(self._runs(ids, unfinished), filters)
-        rows, unknown = frames.select(frames.merge(chosen, self._tables(chosen["id"], what, columns), columns), rest)
+        asked = self.ids(unfinished) if named is None else {self.id(run): run for run in named}.values()
+        chosen, rest = frames.select(self._runs(asked, unfinished), filters)
+        columns = frames.TABLES[what]
+        rows, unknown = frames.select(frames.merge(chosen, self._tables(chosen["id"], what), columns), rest)
         frames.refuse_unknown(unknown, rows)
         return rows.reset_index(drop=True)
 
-    def _runs(self, ids: Iterable[str], unfinished: bool) -> pd.DataFrame:
+    def _runs(self, runs: Iterable[Run | str], unfinished: bool) -> pd.DataFrame:
         """One row per run: id, status and settings."""
         found = []
-        for run_id in ids:
-            status = self.status(run_id)
-            if (unfinished or status in ("complete", "failed")) and (settings := self._settings(run_id)):
-                found.append((run_id, status, settings))
+        for run in runs:
+            status = self.status(run)
+            if (unfinished or status in ("complete", "failed")) and (known := self._manifest(run)):
+                found.append((known.run.id, status, known.run, known.versions))
         return frames.settings_frame(found)
 
     def weights(self, run: Run | str) -> dict[str, np.ndarray]:
@@ -232,14 +275,15 @@ class Store:
         return self._tensors(run, "removals")
 
     def _tensors(self, run: Run | str, what: str) -> dict[str, np.ndarray]:
-        run_id = self.id(run)
-        place = self.place(run_id)
+        self._manifest(run)
+        place = self.place(self.id(run))
         if not place.folder.is_dir():
             reason = place.reason()
-            raise StoreError(f"{run_id} has no {what}: it {f'failed ({reason})' if reason else 'is not finished'}")
-        if what == "removals" and not (place.folder / "removals.safetensors").exists():
-            return {}
-        return place.read(f"{what}.safetensors", records.decode_tensors)
+            raise StoreError(f"{place.id} has no {what}: it {f'failed ({reason})' if reason else 'is not finished'}")
+        tensors = place.tensors(what)
+        if problem := records.misfit(*({what: tensors}.get(name, {}) for name in ("weights", "masks", "removals"))):
+            raise records.Damaged(f"{place.folder / what}.safetensors is damaged ({problem})")
+        return tensors
 
     def size(self, run: Run | str) -> int:
         """Bytes on disk of a run."""
@@ -254,7 +298,7 @@ class Store:
             (over its rounds), seconds (training and pruning), bytes (on disk), finished (time of the last round).
         """
         runs = self._runs(self.ids(unfinished=True), unfinished=True)
-        rounds = frames.merge(runs[["id"]], self._tables(runs["id"], "rounds", frames.ROUNDS), frames.ROUNDS)
+        rounds = frames.merge(runs[["id"]], self._tables(runs["id"], "rounds"), frames.ROUNDS)
         rounds["seconds"] = rounds["seconds"].fillna(0) + rounds["prune_seconds"].fillna(0)
         summary = rounds.groupby("id", sort=False).agg(
             rounds=("round", "size"),
@@ -272,8 +316,8 @@ class Store:
         """Everything about one run, as plain values.
 
         Returns:
-            id, status, folder, bytes, reason (of a failed run, else None), settings (nested), rounds (list of rows)
-            and provenance.
+            id, status, folder, bytes, reason (of a failed run, else None), versions, settings (nested), rounds (list of
+            rows) and provenance.
         """
         run_id = self.id(run)
         status, place = self.status(run_id), self.place(run_id)
@@ -284,8 +328,9 @@ class Store:
             "folder": str(place.folder if complete else place.partial),
             "bytes": self.size(run_id),
             "reason": None if complete else place.reason(),
-            "settings": self.settings(run_id).asdict(),
-            "rounds": self._table(run_id, "rounds", frames.ROUNDS).to_pylist(),
+            "settings": self.settings(run).asdict(),
+            "versions": dict(getattr(self._manifest(run), "versions", {})),
+            "rounds": self._tables([run_id], "rounds")[0].to_pylist(),
             "provenance": place.read("provenance.json", records.decode_json) if complete else {},
         }
 

@@ -5,38 +5,43 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save_file
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as torch_prune
 
-from prunelab import folding
-from prunelab.architecture import build, describe
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, first_line
 from prunelab.gates import Gate
 from prunelab.masks import Masks
+from prunelab.tensor_file import TensorFile
 
-_FORMAT = "prunelab model 1"
+_MASK = "mask/"  # before the names of masks, in a file of a model
+_ROWS = (tuple, list, torch.Size)
 
 
 class ExportError(PrunelabError):
     """A model or a file that cannot be brought into the form that was asked for."""
 
 
+_FILE = TensorFile("prunelab model 2", "a model of this version", "export.save", ExportError)
+
+
 def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> Path:
     """Write a model, shrunk or not, as one safetensors file; at no moment is there half a file under that name.
 
-    The file describes, as JSON, a chain of common layers, and the graph of any model that can be traced and is made of
-    common layers and operations (``architecture``; torchvision's networks are). Any other model has to be given to
-    ``load`` in its dense form, which is then cut to the sizes in the file.
+    The file holds the state_dict, under its own names, and beside it which names share a tensor, the masks, the whole
+    numbers of each module (``in_features``, ``groups``, ``num_heads``, ...), and a digest of everything. No class, no
+    call and no name of a function is in it: ``load`` puts it into a model of yours.
 
     Args:
         path: of the file.
@@ -44,115 +49,114 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
         masks: kept beside them; None: none.
 
     Raises:
-        ExportError: the place cannot be written.
+        ExportError: the place cannot be written, the state_dict holds what is no tensor, or the model is the trace of
+            another, whose sizes are in its code.
     """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if isinstance(model, torch.fx.GraphModule):
+        what = "the model is a torch.fx.GraphModule, which no class of yours can take"
+        raise ExportError(f"{what}: save the network it was made from, with its masks, or write ONNX with to_onnx")
     state = model.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     tied = {name: first[id(own)] for name, own in state.items() if first.setdefault(id(own), name) != name}
-    modules = model.named_modules(remove_duplicate=False)
-    groups = {name: layer.groups for name, layer in modules if isinstance(layer, nn.Conv2d)}
-    tensors = {f"model/{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    tensors |= {f"mask/{name}": mask.cpu().contiguous() for name, mask in (masks or {}).items()}
-    facts = {"architecture": describe(model), "tied": tied, "groups": groups}
-    metadata = {"format": _FORMAT, **{name: json.dumps(fact) for name, fact in facts.items()}}
-    try:
-        save_file(tensors, part, metadata=metadata)
-        part.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        why = "the folder does not exist" if not path.parent.is_dir() else " ".join(str(error).split())
-        raise ExportError(f"{path}: the model cannot be written there ({why}): choose another place") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return path
+    for name, own in state.items():
+        if not isinstance(own, Tensor) or own.is_quantized or is_lazy(own) or own.layout != torch.strided:
+            kind = type(own).__name__ if not isinstance(own, Tensor) or is_lazy(own) else "quantised or sparse tensor"
+            raise ExportError(f"{name} is a {kind}, which these files cannot hold: save the plain model instead")
+    tensors = {**state, **{f"{_MASK}{name}": mask for name, mask in Masks(masks or {}).items()}}
+    sizes = {name: _sizes(module) for name, module in model.named_modules(remove_duplicate=False)}
+    return _FILE.save(path, tensors, sizes=json.dumps(sizes), tied=json.dumps(tied))
 
 
-def load(path: str | Path, into: nn.Module | None = None) -> tuple[nn.Module, Masks]:
-    """Read what ``save`` wrote: the model, in evaluation mode, and its masks. Nothing is unpickled.
+def load(path: str | Path, model: nn.Module) -> tuple[nn.Module, Masks]:
+    """Read what ``save`` wrote: a model, in evaluation mode, and its masks. Nothing in the file is run or unpickled.
 
     Args:
         path: of the file.
-        into: a model of the same structure, of any width, with its BatchNorms or without, for models that the file does
-            not describe, or to get the class back: what the file describes as a graph is a ``torch.fx.GraphModule``. It
-            is not changed.
+        model: of the class that was saved, of any width, with its BatchNorms or without: usually your dense network, as
+            it is before training. It is not changed.
 
     Raises:
-        ExportError: no such file, not one of ours, or a model that does not fit.
+        ExportError: no such file, not one of ours, damaged, or of another model.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"{path}: there is no such file; export.save writes one")
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"model is a {type(model).__name__}: give load a network of the class that was saved")
+    tensors, facts = _FILE.load(path)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ExportError(f"{path}: not a safetensors file ({' '.join(str(error).split())}): save it again") from None
-    if metadata.get("format") != _FORMAT:
-        raise ExportError(f"{path}: no model of prunelab: its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-    try:
-        described, tied, groups = (json.loads(metadata.get(n, "{}")) for n in ("architecture", "tied", "groups"))
-    except ValueError as error:
-        raise ExportError(f"{path}: its description of the model cannot be read ({error}): save it again") from None
-    if into is None and described is None:
-        raise ExportError(f"{path}: the file does not describe its model: give one, load(path, into=YOUR_MODEL)")
-    try:
-        model = copy.deepcopy(into) if into is not None else build(described)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ExportError(f"{path}: its description of the model cannot be read ({why}): save it again") from None
-    own = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
-    _leave_out(model, own)
-    _fill(model, own, tied, path)
-    _size(model, groups)
-    return model.eval(), Masks({n.removeprefix("mask/"): t for n, t in tensors.items() if n.startswith("mask/")})
+        sizes, tied = (json.loads(facts.get(name, "{}")) for name in ("sizes", "tied"))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: its sizes cannot be read ({first_line(error)}): save it again") from None
+    if not all(isinstance(part, dict) for part in (sizes, tied)):
+        raise ExportError(f"{path}: its sizes cannot be read: save it again")
+    masks = {name.removeprefix(_MASK): tensors.pop(name) for name in list(tensors) if name.startswith(_MASK)}
+    made = copy.deepcopy(model)
+    _leave_out(made, tensors)
+    _fill(made, tensors, tied, path)
+    for name, module in made.named_modules():
+        _resize(module, sizes.get(name))
+    return made.eval(), Masks(masks)
+
+
+def _sizes(module: nn.Module) -> dict[str, int | list[int]]:
+    """The whole numbers of a module, and rows of them, by attribute: what its forward may take a width from."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    rows = {name: list(value) for name, value in own.items() if type(value) in _ROWS}
+    return {n: v for n, v in own.items() if type(v) is int} | {n: v for n, v in rows.items() if _are_whole(v)}
+
+
+def _resize(module: nn.Module, sizes: Any) -> None:
+    """Give the whole numbers that a module has the values of the file; what else a file names is passed over."""
+    for name, value in _sizes(module).items():
+        new = sizes.get(name) if isinstance(sizes, dict) else None
+        if type(new) is int and type(value) is int:
+            setattr(module, name, new)
+        elif isinstance(new, list) and isinstance(value, list) and _are_whole(new):
+            setattr(module, name, type(vars(module)[name])(new))
+
+
+def _are_whole(values: list[Any]) -> bool:
+    return bool(values) and all(type(value) is int for value in values)
 
 
 def _leave_out(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """What the file knows nothing of: BatchNorms that were folded, and gates where it is older than gates.
+    """Take away the BatchNorms and gates that the file has not: they were folded, or let everything through.
 
     The layers that took up a BatchNorm get the biases of the file.
     """
-    gates = [name for name, module in model.named_modules() if isinstance(module, Gate)]
-    for name in [*folding.batchnorms(model), *gates]:
-        if not any(other.startswith(f"{name}.") for other in tensors):
+    for name, module in list(model.named_modules()):
+        absent = not any(other.startswith(f"{name}.") for other in tensors)
+        if isinstance(module, _NormBase | Gate) and name and module.state_dict() and absent:
             model.set_submodule(name, nn.Identity())
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is None and f"{name}.bias" in tensors:
-            layer.bias = nn.Parameter(tensors[f"{name}.bias"])
+        elif getattr(module, "bias", 0) is None and "bias" in module._parameters and _join(name, "bias") in tensors:
+            module.bias = nn.Parameter(torch.empty_like(tensors[_join(name, "bias")]))
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, str], path: Path) -> None:
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, Any], path: str | Path) -> None:
     """Give every parameter and buffer the values of the file; those that several names share stay one."""
     old = model.state_dict(keep_vars=True)
     if odd := sorted(old.keys() ^ tensors.keys()):
         where = "the file" if odd[0] in old else "the model"
         raise ExportError(f"{path}: {where} has no {odd[0]!r}: it was saved from another model")
-    old |= {name: old[first] for name, first in tied.items() if first in old}
+    same = {name: old[first] for name, first in tied.items() if name in old and isinstance(first, str) and first in old}
     new: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
-        if old[name].dim() != tensor.dim():
-            raise ExportError(f"{path}: {name} has {tensor.dim()} axes, the model's has {old[name].dim()}")
-        learned = isinstance(old[name], nn.Parameter)
-        made = nn.Parameter(tensor, requires_grad=old[name].requires_grad) if learned else tensor
-        if not torch.equal(new.setdefault(id(old[name]), made), tensor):
+        own = same.get(name, old[name])
+        if is_lazy(own) or own.dim() != tensor.dim() or own.is_floating_point() != tensor.is_floating_point():
+            mine = "no shape yet" if is_lazy(own) else f"{own.dim()} axes of {_dtype(own)}"
+            raise ExportError(f"{path}: {name} has {tensor.dim()} axes of {_dtype(tensor)}, the model's has {mine}")
+        made = nn.Parameter(tensor, requires_grad=own.requires_grad) if isinstance(own, nn.Parameter) else tensor
+        shared = new.setdefault(id(own), made)
+        if shared.dtype != tensor.dtype or not torch.equal(shared.nan_to_num(), tensor.nan_to_num()):
             raise ExportError(f"{path}: the model shares {name} with another layer, the file does not: untie it first")
         place, _, what = name.rpartition(".")
-        setattr(model.get_submodule(place), what, new[id(old[name])])
+        setattr(model.get_submodule(place), what, shared)
 
 
-def _size(model: nn.Module, groups: Mapping[str, int]) -> None:
-    """Tell the layers their sizes, from their weights and, where the file knows them, the groups of convolutions."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            layer.out_features, layer.in_features = layer.weight.shape
-        elif isinstance(layer, nn.Conv2d):
-            depthwise = layer.groups == layer.in_channels == layer.out_channels and layer.weight.shape[1] == 1
-            layer.groups = groups.get(name, len(layer.weight) if depthwise else layer.groups)
-            layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
-        elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d) and layer.running_mean is not None:
-            layer.num_features = len(layer.running_mean)
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
 
 
 def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: float = 1e-4) -> float:
@@ -168,8 +172,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
         The largest difference of the outputs, relative to their largest.
 
     Raises:
-        ExportError: the extra ``export`` is not installed, torch cannot export the model or fixes its batch size, or
-            the outputs differ.
+        ExportError: the extra ``export`` is not installed, the model takes batches of one size only, torch cannot
+            export it or fixes its batch size, or the outputs differ.
     """
     onnxruntime = _onnxruntime()
     path = Path(path)
@@ -182,7 +186,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             raise ExportError(
                 f"{path}: the model gives a {type(expected).__name__}: wrap it in a module that gives one tensor of it"
             )
-        with warnings.catch_warnings():  # of torch's own exporter
+        _refuse_fixed_batch(plain, example, expected, path)
+        with warnings.catch_warnings(), _quiet_root():  # of torch's own exporter
             warnings.simplefilter("ignore")
             names, free = {"input_names": ["input"], "output_names": ["output"]}, torch.export.Dim("batch", min=1)
             program = torch.onnx.export(
@@ -210,6 +215,37 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@torch.no_grad()
+def _refuse_fixed_batch(model: nn.Module, example: Tensor, expected: Tensor, path: Path) -> None:
+    """Refuse a model that has its batch size in its forward, as ``view(32, -1)`` has."""
+    try:
+        wrong = (
+            len(model(torch.cat([example, example]))) != 2 * len(example) if len(expected) == len(example) else False
+        )
+    except RuntimeError:
+        wrong = True
+    if wrong:
+        what = f"the forward of the model takes batches of {len(example)} alone, as view({len(example)}, ...) does"
+        raise ExportError(f"{path}: {what}: write it with x.shape[0] or -1; nothing was written")
+
+
+@contextlib.contextmanager
+def _quiet_root() -> Iterator[None]:
+    """Leave the root logger as it was: onnxruntime logs there, which adds a handler where there is none."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "onnx" not in record.pathname or record.levelno >= logging.ERROR
+
+    root, nothing = logging.getLogger(), logging.NullHandler()
+    root.addHandler(nothing)
+    root.addFilter(others)
+    try:
+        yield
+    finally:
+        root.removeFilter(others)
+        root.removeHandler(nothing)
 
 
 class OnnxModel(nn.Module):
@@ -242,7 +278,12 @@ class OnnxModel(nn.Module):
 
 
 def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32) -> None:
-    """Write an ONNX file with weights and activations of 8 bits, by onnxruntime's static quantisation.
+    """Write an ONNX file with weights of 7 bits and activations of 8, by onnxruntime's static quantisation.
+
+    Weights are int8, in [-64, 64] with a scale for each output (``reduce_range``). Processors with AVX2 or AVX-512 but
+    without VNNI add a product of an activation, in [0, 255] inside, and a weight to the next one in 16 bits, which
+    saturate. With 8 bits a pair can be 2 * 255 * 128 = 65,280, where 32,767 fit: outputs were off by 17 % of the
+    largest on AVX2, by 1 % with VNNI. With 7 bits it is 32,640 at most, so the outputs are the same on either.
 
     Args:
         path: of the ONNX file.
@@ -254,8 +295,6 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
         ExportError: the extra ``export`` is not installed, or the file cannot be quantised.
     """
     _onnxruntime()
-    import logging
-
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
@@ -268,15 +307,15 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
 
     to = Path(to)
     part = to.with_name(f"{to.stem}.{os.getpid()}.part.onnx")
-    before = logging.root.level
+    eight = quantization.QuantType.QInt8
+    types = {"weight_type": eight, "activation_type": eight, "per_channel": True, "reduce_range": True}
     try:
-        logging.root.setLevel(logging.ERROR)  # it recommends a preprocessing whose work to_onnx has done
-        quantization.quantize_static(str(path), str(part), Reader(), per_channel=True)
+        with _quiet_root():  # it recommends a preprocessing whose work to_onnx has done
+            quantization.quantize_static(str(path), str(part), Reader(), **types)
         part.replace(to)
     except Exception as error:  # noqa: BLE001 - likewise
         raise ExportError(f"{path}: onnxruntime cannot quantise it: {' '.join(str(error).split())[:200]}") from None
     finally:
-        logging.root.setLevel(before)
         with contextlib.suppress(OSError):
             part.unlink()
 

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunelab.errors import PrunelabError, first_line
+from prunelab.masks import Masks, maskable
 
 
 @contextlib.contextmanager
@@ -69,6 +70,20 @@ def _contents(model: nn.Module) -> tuple[list[tuple[Any, Any]], list[Tensor]]:
     for module in model.modules():
         walk(vars(module))
     return list(boxes.values()), list(tensors.values())
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
+    """The model with masks applied as long as the ``with`` lasts; its weights are put back bit by bit."""
+    parameters = maskable(model)
+    kept = {name: parameters[name].detach().clone() for name in masks}
+    masks.apply_(model)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                parameters[name].copy_(value)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -20,7 +20,6 @@ from prunelab.chains import ShrinkError
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
 from prunelab.pruners import METHODS, build
-from prunelab.pruners.during import DuringTraining
 from prunelab.pruners.while_training import training_cost
 from prunelab.runs import Store
 from prunelab.runs.columns import need
@@ -98,7 +97,7 @@ def compare(
             rate = f", {100 * amount:.10g}% a round" if len(amounts) > 1 else ""
             for name, prune in _with_baselines(chosen, amount, rounds).items():
                 own = Run(
-                    Data(data, train_size=train_size, test_size=test_size),
+                    Data(data, train_size=train_size or None, test_size=test_size or None),
                     Model(model, tuple(hidden)),
                     train,
                     prune,
@@ -140,10 +139,10 @@ def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: 
     for name, method, options in methods:
         prune = Prune(method, amount, rounds, options=options)
         pruner = build(prune)
-        if isinstance(pruner, DuringTraining) or method == "none":
+        if pruner.while_training or method == "none":
             raise PrunelabError(f"{method!r} has no rounds to compare: choose one that prunes trained networks")
         emptied = "allow_empty" in {field.name for field in dataclasses.fields(pruner)}  # type: ignore[arg-type]
-        if emptied and not getattr(pruner, "keeps_one", False):
+        if emptied and not pruner.keeps_one:
             prune = dataclasses.replace(prune, options={"allow_empty": True, **options})
         chosen[name] = prune
     baselines: dict[str, Prune] = {}
@@ -162,7 +161,7 @@ def _of_kind(prune: Prune) -> Mapping[str, tuple[str, dict[str, Any]]]:
 
 
 def _of_units(prune: Prune) -> bool:
-    return getattr(build(prune), "granularity", "weight") != "weight"
+    return build(prune).granularity != "weight"
 
 
 def controls_of(name: str, runs: Sequence[Run]) -> Grid:
@@ -196,7 +195,7 @@ def controls_of(name: str, runs: Sequence[Run]) -> Grid:
 
 def comparable() -> list[str]:
     """Names of the methods that ``compare`` takes."""
-    return [name for name in METHODS if name != "none" and not isinstance(build(Prune(name)), DuringTraining)]
+    return [name for name in METHODS if name != "none" and not build(Prune(name)).while_training]
 
 
 def costs(study: Grid, results: Results) -> pd.DataFrame:

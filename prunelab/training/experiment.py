@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -28,17 +29,17 @@ from torch import nn
 from prunelab import models, pruners
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
-from prunelab.pruners.during import DuringTraining
-from prunelab.pruners.oracle import Oracle
 from prunelab.runs import Store
 from prunelab.runs.progress import shown, tick
 from prunelab.runs.provenance import cores
+from prunelab.runs.records import Damaged
 from prunelab.settings import Run
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
-from prunelab.training.stack import stackable
-from prunelab.training.train import ALONE, Population, device, knows_bfloat16
+from prunelab.training.stack import ALONE, stackable
+from prunelab.training.train import Population, device, knows_bfloat16
+from prunelab.training.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class Results:
     Attributes:
         ids: the runs asked for, in order.
         store: where they lie.
-        loaded: how many were there already.
-        trained: how many were trained now.
+        loaded: how many were complete already.
+        trained: how many were trained to the end now.
         failed: id -> why, for runs that could not be finished.
         strategies: name -> ids, where the runs were given under names.
     """
@@ -66,11 +67,12 @@ class Results:
     strategies: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, runs: Sequence[Run], store: Store, trained: int, strategies: dict[str, list[str]]) -> Results:
-        """Of runs that are in the store now, of which so many were trained now."""
+    def of(cls, runs: Sequence[Run], store: Store, missing: Sequence[Run], strategies: dict[str, list[str]]) -> Results:
+        """Of runs that are in the store now, of which some were missing before."""
         ids = [run.id for run in runs]
         failed = {id_: store.place(id_).reason() or "" for id_ in ids if store.status(id_) == "failed"}
-        return cls(ids, store, len(ids) - trained, trained, failed, strategies)
+        trained = sum(run.id not in failed for run in missing)
+        return cls(ids, store, len(ids) - len(failed) - trained, trained, failed, strategies)
 
     @property
     def rounds(self) -> pd.DataFrame:
@@ -108,17 +110,20 @@ class Results:
 def run_all(
     runs: Iterable[Run] | Mapping[str, Iterable[Run]],
     *,
-    store: Store | None = None,
+    store: Store | Path | str | None = None,
     device: str = "auto",
     jobs: int | None = None,
     progress: bool = True,
 ) -> Results:
     """Load what the store has, train the rest.
 
+    What is damaged in the store, or was made by another version of its method, model or reader of data, is trained
+    again, which is logged as a warning.
+
     Args:
         runs: what to run, or name -> runs, which gives the tables a column ``strategy``; a run that is named twice is
             trained once.
-        store: where results lie; None: the store of the repository, or of ``PRUNELAB_RUNS``.
+        store: where results lie, or the path of it; None: the store of the repository, or of ``PRUNELAB_RUNS``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
         progress: whether to show a bar.
@@ -130,9 +135,9 @@ def run_all(
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
     runs, strategies = asked_for(runs, jobs)
-    store = store or Store()
+    store = Store.of(store)
     where = _device(device)
-    missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
+    missing = unfinished(runs, store)
     check(missing)
     if not knows_bfloat16(where) and any(run.train.precision == "bfloat16" for run in missing):
         log.warning("precision = 'bfloat16': this machine computes it by detours, 'float32' is faster here")
@@ -152,7 +157,18 @@ def run_all(
     followers = [run for run in missing if run.prune.masks_of]
     for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
         _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
-    return Results.of(runs, store, len(missing), strategies)
+    return Results.of(runs, store, missing, strategies)
+
+
+def unfinished(runs: Sequence[Run], store: Store) -> list[Run]:
+    """The runs that have to be trained, or trained again, since what is stored of them cannot be used.
+
+    Raises:
+        StoreError: a run whose id is that of a stored one with other settings.
+    """
+    with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock while it works
+        odd = list(pool.map(lambda run: store.unusable(run, versions(run)), runs))
+    return [run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in ("complete", "failed")]
 
 
 def asked_for(
@@ -167,7 +183,10 @@ def asked_for(
     named = groups if isinstance(runs, Mapping) else {}
     if bare := [name for name, group in named.items() if not group]:
         raise PrunelabError(f"no runs of {bare[0]!r} were asked for: should be at least one; is the number of seeds 0?")
-    once = {run.id: run for run in itertools.chain(*groups.values())}
+    once: dict[str, Run] = {}
+    for run in itertools.chain(*groups.values()):
+        if once.setdefault(run.id, run) != run:
+            raise PrunelabError(f"two of the runs have the id {run.id} and other settings: ask for them apart")
     if not once:
         raise PrunelabError("no runs were asked for: should be at least one; is the number of seeds 0?")
     if jobs is not None and (not isinstance(jobs, Integral) or jobs < 1):
@@ -198,7 +217,7 @@ def check(runs: Iterable[Run]) -> None:
         pruner = pruners.build(run.prune)
         if run.prune.also_after:
             _check_also_after(run, pruner)
-        if getattr(pruner, "stores_features", False) and run.train.augment != "none":
+        if pruner.stores_features and run.train.augment != "none":
             raise PrunelabError(f"augment = {run.train.augment!r}: {run.prune.method!r} stores features, use 'none'")
         if run.data not in seen:
             seen[run.data] = load(run.data)
@@ -213,13 +232,11 @@ def check(runs: Iterable[Run]) -> None:
         checked.add(key)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
         pruners.first_masks(model, pruner, run.prune.layers)
-        if isinstance(pruner, DuringTraining):
-            pruner.check(model)
 
 
 def _check_numbers(run: Run, pruner: Any) -> None:
     """Refuse, where the targets are numbers, what only makes sense for classes."""
-    if getattr(pruner, "score", "") in ("snip", "taylor") or isinstance(pruner, Oracle):
+    if pruner.classes_only:
         raise PrunelabError(f"method {run.prune.method!r} looks at labels: {run.data.name} has numbers as targets")
     if run.train.augment != "none":
         raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")
@@ -228,7 +245,7 @@ def _check_numbers(run: Run, pruner: Any) -> None:
 def _check_also_after(run: Run, pruner: Any) -> None:
     """Refuse prunings on request that would never happen."""
     also, budget = run.prune.also_after, most_epochs(run)
-    if not isinstance(pruner, DuringTraining) and not run.prune.rounds:
+    if not pruner.while_training and not run.prune.rounds:
         raise PrunelabError(f"also_after = {also}: {run.prune.method!r} with rounds = 0 never prunes; leave it out")
     if max(also) >= budget:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
@@ -325,12 +342,17 @@ def train_population(
         ):  # one order for all processes, so that two that wait cannot wait for each other
             claim = contextlib.ExitStack()
             claims.push(claim)
-            writer = claim.enter_context(store.claim(run))
+            writer = claim.enter_context(store.claim(run, versions=versions(run)))
             if writer.complete or writer.failed:
                 claim.close()
                 tick(ticks, most_epochs(run))
             else:
-                one = Running(run, writer, data, where, claim, store)
+                try:
+                    one = Running(run, writer, data, where, claim, store)
+                except Damaged as error:
+                    log.warning("%s: the run begins again", error.what)
+                    writer.restart()
+                    one = Running(run, writer, data, where, claim, store)
                 tick(ticks, one.reached)
                 if watch is not None:
                     watch(one.seen())

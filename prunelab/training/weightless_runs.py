@@ -26,9 +26,10 @@ from prunelab.pruners.lut import Lut, cross_entropy
 from prunelab.runs import Checkpoint, Store, provenance
 from prunelab.runs.progress import shown, tick
 from prunelab.settings import Prune, Run
-from prunelab.training.experiment import Results, asked_for
+from prunelab.training.experiment import Results, asked_for, unfinished
 from prunelab.training.removals import Removals
 from prunelab.training.train import f1_macro, generator
+from prunelab.training.versions import versions
 
 METHOD, LUTS = "lut", "luts"
 PARTS = ("train", "validation", "test")
@@ -37,7 +38,7 @@ PARTS = ("train", "validation", "test")
 def run_all(
     runs: Iterable[Run] | Mapping[str, Iterable[Run]],
     *,
-    store: Store | None = None,
+    store: Store | Path | str | None = None,
     jobs: int | None = 1,
     progress: bool = True,
 ) -> Results:
@@ -59,15 +60,15 @@ def run_all(
         PrunelabError: a run that cannot be run, before any of them begins.
     """
     runs, strategies = asked_for(runs, jobs)
-    store = store or Store()
-    missing = [run for run in runs if store.status(run) not in ("complete", "failed")]
+    store = Store.of(store)
+    missing = unfinished(runs, store)
     check(missing)
     groups: dict[Any, list[Run]] = {}
     for run in missing:
         groups.setdefault((run.data, run.model, run.seed), []).append(run)
     with shown(sum(1 + run.prune.rounds for run in missing), progress) as ticks:
         _in_processes(list(groups.values()), store, jobs, ticks)
-    return Results.of(runs, store, len(missing), strategies)
+    return Results.of(runs, store, missing, strategies)
 
 
 def build(prune: Prune) -> Lut:
@@ -133,7 +134,7 @@ def run_group(runs: Sequence[Run], store: Store, ticks: Path | None = None) -> N
     """
     trained: _Trained | None = None
     for run in sorted(runs, key=lambda run: run.id):
-        with store.claim(run) as writer:
+        with store.claim(run, versions=versions(run)) as writer:
             if not (writer.complete or writer.failed):
                 trained = trained or _Trained(run)
                 trained.prune(run, writer)

@@ -21,7 +21,7 @@ from prunelab.errors import PrunelabError
 from prunelab.lab.live.offer import offered
 from prunelab.lab.live.sample import Evaluate, Part, Sample, function_values, training_batches
 from prunelab.masks import Masks, layer_of
-from prunelab.pruners import Ranking
+from prunelab.pruners import Context, Ranking
 from prunelab.pruners.measures import Measure
 from prunelab.pruners.select import units_of
 from prunelab.settings import Prune
@@ -227,21 +227,26 @@ class Subject:
         already, nothing goes. With the scope ``layer``, and for layers with a rate of their own, it holds in each.
         """
         pruner = _build(position)
-        generator = torch.Generator().manual_seed(position.seed)
+        now = Context(
+            self._model,
+            self.base.masks,
+            torch.Generator().manual_seed(position.seed),
+            lambda: copies(self._batches or ()),
+        )
         key = position.method, position.granularity, position.seed
         if key not in self.base.scores:
             with looking(self._model):
-                found = pruner.scores(self._model, copies(self._batches), self.base.masks, generator)
+                found = pruner.scores(now)
             if len(self.base.scores) >= SCORES:
                 del self.base.scores[next(iter(self.base.scores))]
-            self.base.scores[key] = found, generator.get_state()
+            self.base.scores[key] = found, now.generator.get_state()
         scores, state = self.base.scores[key]
-        generator.set_state(state)
+        now.generator.set_state(state)
         masks = self.base.masks
         for names, rate in _groups(scores, position, whole=masks is self.dense):
             own = {name: scores[name] for name in names}
             amount = rate if masks is self.dense else self._of_the_rest(own, rate)
-            masks = pruner.select(self._model, own, masks, amount, generator)
+            masks = pruner.select(now.having(masks), own, amount)
         return masks
 
     def competing(self, position: Position) -> set[str]:
@@ -257,7 +262,7 @@ class Subject:
                 left += self.base.masks.counts[name]
             else:
                 weight = f"{name}.weight" if name else "weight"
-                left += int(units_of(self.base.masks, [weight])[name].sum())
+                left += int(units_of(self._model, self.base.masks, [weight])[name].sum())
         total = sum(score.numel() for score in scores.values())
         return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
 
@@ -384,7 +389,7 @@ def _chain(model: nn.Module) -> list[str] | None:
 
 
 def _build(position: Position) -> Ranking:
-    pruner, preset = pruners.METHODS[position.method]
+    pruner, preset, *_ = pruners.METHODS[position.method]
     options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
     if "granularity" in {each.name for each in dataclasses.fields(pruner)} - set(preset):  # type: ignore[arg-type]
         options["granularity"] = position.granularity

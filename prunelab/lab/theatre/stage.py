@@ -151,7 +151,7 @@ def stored(run: Run, store: Store) -> dict[str, Any]:
         weights, masks = store.weights(run), store.masks(run)
     else:
         path = place.partial / records.CHECKPOINT
-        tensors = records.read(path, records.decode_tensors) if path.exists() else {}
+        tensors = records.read(path, records.decode_checkpoint).tensors if path.exists() else {}
         weights, masks = (
             {name.removeprefix(part): array for name, array in tensors.items() if name.startswith(part)}
             for part in ("model/", "mask/")

@@ -375,11 +375,11 @@ def dropnet(
         patience: epochs without a lower validation loss that end a training; None: the paper's, 5, Tiny ImageNet 10.
             On a part of the data epochs have fewer steps, and so few of them may end before learning has begun. 0:
             nothing but the budget ends a training, and the validation part is measured only then.
-        train_size: training samples; None: all. Validation and test parts are cut to as many.
+        train_size: training samples; None or 0: all. Validation and test parts are cut to as many.
         methods: only these curves; (): all of the figure.
         data: another data set than the figure's, for a quick look.
         hidden: other sizes of the model than the figure's, for a quick look; its masked layers have as many units.
-        rounds: no more than so many prunings.
+        rounds: no more than so many prunings; None or 0: until the figure ends.
         variant: ``faithful``: the published code's selection, with which the reported numbers were made.
         precision: of the convolutions while training; the paper's is ``float32``.
     """
@@ -391,7 +391,7 @@ def dropnet(
     if data:
         shown = dataclasses.replace(shown, data=data)
     tiny = shown.data == "tiny_imagenet"
-    settings = Data(shown.data, stratify=True, train_size=train_size, test_size=train_size)
+    settings = Data(shown.data, stratify=True, train_size=train_size or None, test_size=train_size or None)
     published = 10 if tiny else 5  # patience
     train = Train(
         epochs=epochs,
@@ -411,7 +411,7 @@ def dropnet(
     for name, (metric, scope, amount, one, new_draw) in _curves(shown).items():
         by_layer = scope == "layer"
         counts = left_after_rounds(shown.units, amount, shown.stop, layer=by_layer, one=one)
-        counts = counts if rounds is None else counts[: rounds + 1]
+        counts = counts[: rounds + 1] if rounds else counts
         options = {"scope": scope, "variant": variant, "allow_empty": True}
         if metric == "oracle":
             prune = Prune("dropnet_oracle", 0.0, len(counts) - 1, None, "rewind", "", layers, options)

@@ -57,7 +57,7 @@ def nnrelief(
         epochs: of the first training.
         retrain_epochs: of each further one.
         rounds: prunings.
-        train_size: training samples; None: all. Validation and test parts are cut to as many.
+        train_size: training samples; None or 0: all. Validation and test parts are cut to as many.
         optimiser: ``adam`` (1e-3) or ``sgd`` (0.1, momentum 0.9) in place of the experiment's. VGG-like has 0.01 with
             SGD, our own default: its published rate is not known, and at 0.1 it learns little in a short training.
         alpha_fc: share of the signal that stays in fully connected layers.
@@ -97,7 +97,12 @@ def nnrelief(
         options["conv_reduce"] = "sum" if model.startswith("lenet") else "norm_of_mean"
     recover = "rewind" if model.startswith("lenet") else "finetune"
     prune = Prune("nnrelief", 0.0, cycles if rounds is None else rounds, recover=recover, options=options)
-    settings = Data(data or name, train_size=train_size, test_size=train_size, scaling="standard" if images else "unit")
+    settings = Data(
+        data or name,
+        train_size=train_size or None,
+        test_size=train_size or None,
+        scaling="standard" if images else "unit",
+    )
     net = Model(model, tuple(hidden), "kaiming_normal")
     return [Run(settings, net, train, prune, retrain, seed) for seed in range(seeds)]
 

@@ -58,9 +58,9 @@ def schedules(
         data: name of the data set.
         hidden: sizes of the model; (): its own.
         epochs: of the training.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
     """
-    settings, net = Data(data, train_size=train_size), Model(model, tuple(hidden))
+    settings, net = Data(data, train_size=train_size or None), Model(model, tuple(hidden))
     train = Train(epochs=epochs, batch_size=128, optimiser="adam", test_every_epoch=True)
     ways = {name: Prune("scheduled", options={"schedule": name, "sparsity": sparsity}) for name in SCHEDULES}
     return _all({"unpruned": Prune("none"), **ways}, settings, net, train, seeds)
@@ -88,7 +88,7 @@ def in_one_training(
         data: name of the data set.
         hidden: sizes of the model; (): its own.
         epochs: of the training.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
         test_size: likewise validation and test samples.
     """
     train = Train(epochs=epochs, batch_size=128, optimiser="adam")
@@ -101,7 +101,13 @@ def in_one_training(
         "gradual": Prune("gradual", options={"sparsity": sparsity}),
         "DyPrune": Prune("dyprune"),
     }
-    return _all(ways, Data(data, train_size=train_size, test_size=test_size), Model(model, tuple(hidden)), train, seeds)
+    return _all(
+        ways,
+        Data(data, train_size=train_size or None, test_size=test_size or None),
+        Model(model, tuple(hidden)),
+        train,
+        seeds,
+    )
 
 
 def _all(ways: Mapping[str, Prune], data: Data, model: Model, train: Train, seeds: int) -> dict[str, list[Run]]:

@@ -60,7 +60,7 @@ def weightless(
 
     def run(model: str, seed: int, options: Mapping[str, str | float | bool]) -> Run:
         name = data_of(model)
-        own = {"train_size": train_size} if name not in TEST else {"test": TEST[name], "split_seed": seed}
+        own = {"train_size": train_size or None} if name not in TEST else {"test": TEST[name], "split_seed": seed}
         prune = Prune("lut", 0.0, rounds, recover="none", options={**options, "share": share, "variant": variant})
         return Run(Data(name, validation=0, **own), Model(model), Train(epochs=1), prune, seed=seed)
 

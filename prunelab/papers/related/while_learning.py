@@ -66,7 +66,7 @@ def dropneuron(
         experiment: ``sparse_regression``, ``autoencoder``, ``lenet_300_100``, ``lenet_5`` or ``convnet``.
         seeds: independent runs of each strategy; the regression problem is the same for all.
         epochs: of the training; None: the scripts'.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
         hidden: other sizes of the network.
         data: another data set in place of MNIST, a tenth of it held out; "": MNIST.
         strategies: only those of these that the experiment has; (): all of it.
@@ -82,7 +82,7 @@ def dropneuron(
     factor = own.decay if falls else 0.1
     train = Train(length, own.batch, "adam", lr_milestones=falls, lr_factor=factor, shuffle=own.shuffle)
     other = {"name": data, "validation": 0.1} if data not in ("", "mnist") and own.data.name == "mnist" else {}
-    settings = replace(own.data, train_size=train_size, **other)
+    settings = replace(own.data, train_size=train_size or None, **other)
     net = replace(own.model, hidden=tuple(hidden))
     return {
         name: [
@@ -127,8 +127,8 @@ def while_training(
         data: name of the data set.
         hidden: sizes of the model; (): its own.
         epochs: of the training.
-        train_size: training samples; None: all.
-        test_size: test samples; None: all.
+        train_size: training samples; None or 0: all.
+        test_size: test samples; None or 0: all.
     """
     falls = tuple(dict.fromkeys(max(1, round(epochs * share)) for share in (0.5, 0.75))) if epochs > 1 else ()
     train = Train(epochs, 128, "sgd", 0.05, momentum=0.9, weight_decay=5e-4, lr_milestones=falls)
@@ -141,7 +141,7 @@ def while_training(
         ways[f"l1, {fraction:.0%}"] = Prune("while_training", options={"score": "l1", "fraction": fraction}), train
     for score in CRITERIA[1:]:
         ways[f"{score}, {most:.0%}"] = Prune("while_training", options={"score": score, "fraction": most}), train
-    settings = Data(data, validation=0.02, train_size=train_size, test_size=test_size)
+    settings = Data(data, validation=0.02, train_size=train_size or None, test_size=test_size or None)
     net = Model(model, tuple(hidden))
     return {
         name: [Run(settings, net, plan, prune, seed=seed) for seed in range(seeds)]
@@ -178,7 +178,7 @@ def play_and_prune(
         data: name of the data set; of MNIST 5,000 samples are held out, of any other a tenth.
         hidden: sizes of the model; (): its own.
         epochs: of the whole training, at least 4.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
         test_size: test samples, and at most as many that are held out; None: all.
         orthogonality: lambda_o of Play and Prune.
     """
@@ -195,7 +195,7 @@ def play_and_prune(
     for fraction in fractions:
         prune = Prune("l1_filter", fraction, 1, options={"scope": "layer"})
         ways[f"L1, {fraction:.0%}"] = prune, dense, tuning
-    settings = Data(data, 5000 if data == "mnist" else 0.1, train_size=train_size, test_size=test_size)
+    settings = Data(data, 5000 if data == "mnist" else 0.1, train_size=train_size or None, test_size=test_size or None)
     return {
         name: [Run(settings, Model(model, tuple(hidden)), plan, prune, again, seed) for seed in range(seeds)]
         for name, (prune, plan, again) in ways.items()
@@ -226,7 +226,7 @@ def learn_and_drop(
         data: name of the data set.
         hidden: sizes of the model; (): its own.
         epochs: of the training.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
         test_size: test samples, and at most as many that are held out; None: all.
         lr: learning rate.
     """
@@ -234,7 +234,7 @@ def learn_and_drop(
     ways = {"full training": Prune("none")}
     for threshold in thresholds:
         ways[f"learn & drop, {threshold:g}"] = Prune("learn_and_drop", options={"threshold": threshold})
-    settings = Data(data, train_size=train_size, test_size=test_size)
+    settings = Data(data, train_size=train_size or None, test_size=test_size or None)
     return {
         name: [Run(settings, Model(model, tuple(hidden)), train, prune, seed=seed) for seed in range(seeds)]
         for name, prune in ways.items()

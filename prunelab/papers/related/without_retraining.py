@@ -52,10 +52,10 @@ def retraining_free(
         epochs: of the dense training.
         rounds: halvings of the reference.
         recovery: its epochs after each of them.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
         held_out: samples of the training part by which thresholds are chosen.
     """
-    settings, net = Data(data, validation=held_out, train_size=train_size), Model(model, tuple(hidden))
+    settings, net = Data(data, validation=held_out, train_size=train_size or None), Model(model, tuple(hidden))
     train, again = (Train(epochs=n, batch_size=128, optimiser="adam") for n in (epochs, recovery))
     halve = Prune("magnitude", 0.5, rounds)
     return {
@@ -90,11 +90,11 @@ def coresets(
         hidden: sizes of the model; (): its own.
         epochs: of the dense training.
         recovery: of the fine-tuning.
-        train_size: training samples; None: all.
+        train_size: training samples; None or 0: all.
     """
     if unknown := [name for name in methods if name not in CORESETS]:
         raise PrunelabError(f"coresets are not compared with {unknown[0]!r}: {nearest(unknown[0], CORESETS)}")
-    settings, net = Data(data, train_size=train_size), Model(model, tuple(hidden))
+    settings, net = Data(data, train_size=train_size or None), Model(model, tuple(hidden))
     train, again = (Train(epochs=n, batch_size=128, optimiser="adam") for n in (epochs, recovery))
     study = {"dense": [Run(settings, net, train, seed=seed) for seed in range(seeds)]}
     for name in methods:
