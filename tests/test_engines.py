@@ -34,7 +34,7 @@ def same(one, two):
     for frame in ("rounds", "epochs"):
         tables = [getattr(store, frame)(one.ids()) for store in (one, two)]
         tables = [table.drop(columns=[c for c in TIMES if c in table]) for table in tables]
-        tables = [t[[c for c in t if not c.startswith(("machine", "host", "finished"))]] for t in tables]
+        tables = [t[[c for c in t if c not in ("git_commit", "finished")]] for t in tables]
         pd.testing.assert_frame_equal(*tables, check_exact=True)
     for run_id in one.ids():
         for what in ("weights", "masks", "removals"):
@@ -215,7 +215,7 @@ def test_a_head_that_is_killed_goes_on_with_what_came_home(cluster, at_home, tmp
 
 @pytest.mark.cluster
 def test_a_worker_of_another_version_is_refused_in_one_line(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "versions", lambda: {"prunelab": "9.9", "torch": "1.0"})
+    monkeypatch.setattr(engines, "software", lambda: {"prunelab": "9.9", "torch": "1.0"})
     with pytest.raises(PrunelabError, match=r"has prunelab .*, this machine 9\.9: install the same there") as caught:
         run_all(study(2), store=Store(tmp_path / "runs"), engine=cluster.engine, progress=False)
     assert "\n" not in str(caught.value)

@@ -36,6 +36,7 @@ from prunelab.runs.locks import Writer
 from prunelab.runs.provenance import cores
 from prunelab.settings import Run
 from prunelab.training.observe import most_epochs
+from prunelab.training.versions import register_again, registered, versions
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Work:
         where: torch device.
         seconds: length of the turn; the epoch that is being trained is finished first.
         versions: of the machine at home; a worker with others refuses.
+        own: methods, models and data that are registered at home.
     """
 
     runs: tuple[Mapping[str, Any], ...]
@@ -72,6 +74,7 @@ class Work:
     where: str
     seconds: float
     versions: Mapping[str, str]
+    own: list[tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,8 +338,8 @@ def _label(work: Work) -> str:
     return first if len(work.runs) == 1 else f"{first}+{len(work.runs) - 1}"
 
 
-def versions() -> dict[str, str]:
-    """What has to be the same on both sides."""
+def software() -> dict[str, str]:
+    """Versions that have to be the same on both sides."""
     from prunelab import __version__
 
     return {"prunelab": __version__, "torch": torch.__version__.partition("+")[0]}
@@ -361,7 +364,7 @@ def train_on(engine: Engine, parts: Sequence[Sequence[Run]], store: Store, where
     with contextlib.ExitStack() as claims:
         writers: dict[str, Writer] = {}
         for run in sorted((run for part in parts for run in part), key=lambda run: run.id):
-            writer = claims.enter_context(store.claim(run))
+            writer = claims.enter_context(store.claim(run, versions=versions(run)))
             if writer.complete or writer.failed:
                 progress.tick(ticks, most_epochs(run))
             else:
@@ -410,7 +413,7 @@ class _Study:
         leaders = [found.run for leader in sorted(ids) if (found := self.store.place(leader).manifest()) is not None]
         stored = {run.id: self.store.place(run.id).stored() for run in (*leaders, *part)}
         settings = [tuple(run.asdict() for run in runs) for runs in (part, leaders)]
-        work = Work(*settings, stored, self.where, TURN, versions())
+        work = Work(*settings, stored, self.where, TURN, software(), registered())
         self.out[self.engine.submit(train_turn, work, self._data(part[0].data.name))] = part
 
     def _data(self, name: str) -> Any:
@@ -466,11 +469,12 @@ def train_turn(work: Work, prepared: bytes) -> Answer:
     """
     from prunelab.training.experiment import train_population
 
+    register_again(work.own)
     host = socket.gethostname()
-    if wrong := [name for name, version in versions().items() if work.versions[name] != version]:
+    if wrong := [name for name, version in software().items() if work.versions[name] != version]:
         name = wrong[0]
         raise EngineError(
-            f"worker {host} has {name} {versions()[name]}, this machine {work.versions[name]}: install the same there"
+            f"worker {host} has {name} {software()[name]}, this machine {work.versions[name]}: install the same there"
         )
     runs, leaders = ([Run.fromdict(dict(run)) for run in settings] for settings in (work.runs, work.leaders))
     torch.set_num_threads(1)  # a worker is a process for one core, or for one GPU
@@ -478,7 +482,7 @@ def train_turn(work: Work, prepared: bytes) -> Answer:
         _keep(prepared, cached(runs[0].data.name))
         store = Store(Path(folder))
         for run in (*leaders, *runs):
-            with store.claim(run) as writer:
+            with store.claim(run, versions=versions(run)) as writer:
                 writer.adopt(work.stored[run.id])
         end = time.monotonic() + work.seconds
         train_population(runs, store, work.where, watch=lambda _: "stop" if time.monotonic() > end else "go on")
