@@ -131,7 +131,7 @@ def test_workers_with_folders_of_their_own_give_the_numbers_of_this_machine(clus
     same(store, at_home)
     for i in range(3):  # nothing is left on the workers
         assert not (tmp_path / f"worker{i}" / "runs").exists()
-        assert not list((tmp_path / f"worker{i}").glob("prunelab-worker-*"))
+        assert not list((tmp_path / f"worker{i}").glob("prunelab-*"))
 
 
 def when(condition, act, seconds=300):

@@ -19,7 +19,6 @@ import importlib
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from prunelab.errors import PrunelabError, first_line, nearest
 from prunelab.runs import Store, progress
 from prunelab.runs.locks import Writer
 from prunelab.runs.provenance import cores
+from prunelab.runs.scratch import scratch
 from prunelab.settings import Run
 from prunelab.training.observe import most_epochs
 from prunelab.training.versions import register_again, registered, versions
@@ -478,9 +478,9 @@ def train_turn(work: Work, prepared: bytes) -> Answer:
         )
     runs, leaders = ([Run.fromdict(dict(run)) for run in settings] for settings in (work.runs, work.leaders))
     torch.set_num_threads(1)  # a worker is a process for one core, or for one GPU
-    with tempfile.TemporaryDirectory(prefix="prunelab-worker-") as folder:
+    with scratch() as folder:
         _keep(prepared, cached(runs[0].data.name))
-        store = Store(Path(folder))
+        store = Store(folder / "runs")
         for run in (*leaders, *runs):
             with store.claim(run, versions=versions(run)) as writer:
                 writer.adopt(work.stored[run.id])
