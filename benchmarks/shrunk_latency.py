@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from prunelab.masks import Masks
-from prunelab.pruners.select import unit_masks
+from prunelab.pruners.units import unit_masks
 from prunelab.shrink import shrink
 from prunelab.structure import cost
 

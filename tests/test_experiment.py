@@ -16,13 +16,13 @@ import psutil
 import pytest
 import torch
 
-from prunelab import models
+from prunelab import models, pruners
 from prunelab.data import load
 from prunelab.errors import PrunelabError
-from prunelab.runs import Store
+from prunelab.runs import Checkpoint, Store
 from prunelab.runs.scratch import scratch
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.training import experiment, train
+from prunelab.training import experiment, train, versions
 from prunelab.training.experiment import run_all, train_population
 from prunelab.training.load import masks_at
 from prunelab.training.load import trained as trained_network
@@ -30,6 +30,7 @@ from prunelab.training.load import trained as trained_network
 DIGITS = Data("digits", train_size=200, test_size=200)
 NET = Model("mlp", (16, 12))
 QUICK = Train(epochs=6, batch_size=32, lr=3e-3)
+VOLATILE = ["seconds", "seconds_spent", "prune_seconds", "finished", "git_commit"]
 
 
 def run(method="none", seed=0, train=QUICK, **prune):
@@ -43,6 +44,44 @@ def test_a_second_call_trains_nothing_and_gives_the_same_table(tmp_path):
     assert (first.trained, again.trained, again.loaded) == (2, 0, 2)
     pd.testing.assert_frame_equal(first.rounds, again.rounds)
     assert len(first.epochs) == 2 * 6
+
+
+def test_what_is_damaged_or_of_another_version_is_trained_again_and_the_rest_is_not(tmp_path, caplog, monkeypatch):
+    sound, broken, half, leader = run(), run(seed=1), run("magnitude", rounds=2), run("magnitude", seed=3, rounds=1)
+    first = run_all([sound, broken, half, leader], store=str(tmp_path), jobs=1, progress=False)  # a store as text
+    store = first.store
+    numbers = first.rounds.drop(columns=VOLATILE)
+    for name, one in (("epochs.parquet", broken), ("removals.safetensors", leader)):
+        path = store.root / one.id / name
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    heir = run("magnitude", seed=3, rounds=1, masks_of=leader.id, recover="rewind")
+    with store.claim(heir) as writer:  # a checkpoint that a program of another kind left
+        writer.save(Checkpoint({"w": np.ones(3)}, {"round": 1}, [{"round": 0}], []))
+    before = {path: path.stat().st_mtime_ns for path in (store.root / sound.id).iterdir()}
+    again = run_all([sound, broken, half, leader, heir], store=store, jobs=1, progress=False)
+    assert (again.loaded, again.trained, again.failed) == (2, 3, {})
+    assert {path: path.stat().st_mtime_ns for path in (store.root / sound.id).iterdir()} == before
+    said = " ".join(caplog.messages)
+    assert "epochs.parquet is damaged (its bytes are not those that were written): it is trained again" in said
+    assert "removals.safetensors is damaged" in said
+    assert f"the checkpoint of {heir.id} does not fit its settings ('requested'): the run begins again" in said
+    rows = again.rounds[again.rounds["id"] != heir.id].drop(columns=VOLATILE)
+    pd.testing.assert_frame_equal(rows.reset_index(drop=True), numbers, rtol=1e-3)
+
+    caplog.clear()
+    mended = {**pruners.METHODS, "none": pruners.METHODS["none"]._replace(version=2)}
+    monkeypatch.setitem(versions._REGISTRIES, "method", mended)
+    third = run_all([sound, broken, half], store=store, jobs=1, progress=False)
+    assert (third.loaded, third.trained) == (1, 2)
+    assert all("was made by another version (method of version 1, now 2)" in line for line in caplog.messages)
+    assert third.rounds.groupby("method")["version.method"].first().to_dict() == {"magnitude": 1, "none": 2}
+
+
+def test_failed_runs_are_not_counted_as_trained_or_loaded(tmp_path):
+    runs = [run(), run(train=dataclasses.replace(QUICK, optimiser="sgd", lr=1e30))]
+    for loaded, trained in ((0, 1), (1, 0)):
+        found = run_all(runs, store=tmp_path, jobs=1, progress=False)
+        assert (found.loaded, found.trained, list(found.failed)) == (loaded, trained, [runs[1].id])
 
 
 def test_rounds_of_iterative_pruning_remove_what_was_asked_for(tmp_path):

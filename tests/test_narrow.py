@@ -11,7 +11,7 @@ from prunelab.data import load
 from prunelab.gates import Gate
 from prunelab.masks import Masks
 from prunelab.narrow import Narrow, narrow
-from prunelab.pruners.select import unit_masks
+from prunelab.pruners.units import unit_masks
 from prunelab.settings import Data, Model, Train
 from prunelab.training import train
 from prunelab.training.train import Member, Population, generator

@@ -8,7 +8,7 @@ from prunelab import models
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners import build, prune
-from prunelab.pruners.during import Progress
+from prunelab.pruners.base import Progress
 from prunelab.pruners.scheduled import Scheduled
 from prunelab.pruners.schedules import Ramp
 from prunelab.pruners.zero_keep import zero_skipped_macs

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunelab.structure.watch import Op, Ref, Seen, along, bound, compact, moves, varying
+from prunelab.structure.watch import Op, Ref, Seen, along, bound, compact, moves, settled, varying
 
 Value = Tensor | None  # expanded to the tensor's shape; NaN: depends on the input; None: all of it does
 _KEEPS = ("max_pool", "adaptive_", "_adaptive", "upsample", "_upsample", "reflection", "replication", "fractional")
@@ -103,9 +103,13 @@ class Constants:
         if not refs or not self.computed.issuperset(refs) or op.name in _RANDOM or op.func._schema.is_mutable:
             return None
         args, kwargs = tree_map_only(Ref, self.values.__getitem__, (op.args, op.kwargs))
-        made = op.func(*args, **kwargs)
-        self.computed.update(op.outs)
-        return list(made) if isinstance(made, tuple | list) else [made]
+        try:
+            made = op.func(*args, **kwargs)
+        except RuntimeError:
+            return None
+        made = list(made) if isinstance(made, tuple | list) else [made]
+        self.computed.update(n for n, tensor in zip(op.outs, made, strict=True) if tensor.is_floating_point())
+        return made
 
     def of(self, ref: Any) -> Value:
         return self.values.get(ref) if isinstance(ref, Ref) else None
@@ -137,7 +141,10 @@ class Constants:
         nothing = torch.stack([part.isnan() for part in whole.values()]).any(0)
         args, kwargs = tree_map_only(Ref, lambda ref: whole[ref].nan_to_num().clone(), (op.args, op.kwargs))
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "layout")}
-        made = op.func(*args, **kwargs)
+        try:
+            made = op.func(*args, **kwargs)
+        except RuntimeError:  # it wants the whole tensor, not one number for each channel
+            return None
         made = made[0] if isinstance(made, tuple | list) else made
         if not made.is_floating_point():
             return None
@@ -154,11 +161,11 @@ class Constants:
 
     def _move(self, op: Op) -> Any:
         value = self.of(op.args[0])
-        return (
-            None
-            if value is None
-            else list(moves(op.func, op.name, op.args, op.kwargs, value, self.seen.shapes[op.outs[0]]))
-        )
+        if value is None:
+            return None
+        bits = value.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[value.element_size()])  # NaN equals NaN
+        moved = moves(op.func, op.name, op.args, op.kwargs, bits, self.seen.shapes[op.outs[0]])
+        return [settled(part, bits).view(value.dtype) for part in moved]
 
     def _cat(self, op: Op) -> Value:
         shape = self.seen.shapes[op.outs[0]]
@@ -213,7 +220,7 @@ class Constants:
         if isinstance(op.extra, tuple) and op.name in ("sum", "linalg_vector_norm", "norm", "mean"):
             for layer in op.extra[0]:
                 self._summed(op, layer, value)
-        if value is None or not isinstance(op.extra, tuple) or len(op.outs) > 1:
+        if value is None or not isinstance(op.extra, tuple):
             return None
         given, rank = bound(op.func, op.args, op.kwargs), value.dim()
         dims = given.get("dim")

@@ -259,7 +259,7 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
     for axes in seen.slots.values():
         for numbers in axes.values():
             slotted[seen.root[numbers]] = True
-    pairs = []
+    pairs = [(cells[:1].expand_as(cells), cells) for cells in seen.products]
     for rows, cells, fixed in seen.blocks:
         own = rows is not None and bool(slotted[rows].any())
         if own or (granularity == "head" and not fixed and cells.shape[1] > 1):

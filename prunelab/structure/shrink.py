@@ -13,11 +13,11 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunelab.errors import PrunelabWarning, first_line
 from prunelab.masks import Masks
@@ -168,7 +168,9 @@ def positions(seen: Seen, stays: Tensor, shapes: Mapping[str, Sequence[int]]) ->
     return index
 
 
-def _follow(small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen, stays: Tensor, guess: bool) -> None:
+def follow(
+    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: bool
+) -> None:
     """Give whole numbers in modules the sizes that they have now."""
     after = named_tensors(small)
     for prefix, module in small.named_modules():
@@ -221,6 +223,8 @@ def _counted(
             )
         inputs, outputs = (rows_now, columns_now * groups_now) if turned else (columns_now * groups_now, rows_now)
         known |= {"groups": groups_now, "in_channels": inputs, "out_channels": outputs}
+    if "num_channels" in known and vars(module).get("num_groups") == module.num_channels:
+        known["num_groups"] = known["num_channels"]
     shape = vars(module).get("normalized_shape")
     full = _full(prefix, "weight")
     if shape is not None and full in before and tuple(shape) == tuple(before[full]):
@@ -268,7 +272,7 @@ def _made(
     instead: dict[int, Any] = {}
     groups: dict[int, int] = {}
     for name, tensor in own.items():
-        if name not in index and name not in changed:
+        if name not in index and (name not in changed or id(tensor) in instead):  # or it has several names
             continue
         part = values[name].detach()
         part = cut(part, index[name]) if name in index else part.clone()
@@ -278,10 +282,15 @@ def _made(
         if name in seen.columns:
             part._groups = int(stays[seen.root[seen.columns[name][1]]].any(1).sum())
     small = duplicate(model, instead)
-    _follow(small, shapes, seen, stays, guess)
+    follow(small, shapes, seen, stays, guess)
     for part in instead.values():
         vars(part).pop("_groups", None)
     return small, index
+
+
+def made_with(model: nn.Module, seen: Seen, stays: Tensor) -> nn.Module:
+    """A copy of a model with the groups that stay, whatever it then gives."""
+    return _made(model, seen, named_tensors(model), set(), stays, True)[0]
 
 
 # -- public ------------------------------------------------------------------------------------------------------------
@@ -493,15 +502,42 @@ class _Job:
         """A smaller model, its index; or what is wrong with it, and the module that raised it."""
         values = dict(self.values)
         changed = self.changed | fold(self.found.seen, self.reads, ~stays, values)
-        problem, where = None, None
-        for guess in (True, False):
-            small, index = _made(self.model, self.found.seen, values, changed, stays, guess)
-            problem, where = self.compare(small)
+        first: tuple[str, str | None] | None = None
+        scaled = self.rescaled(values, changed, stays)
+        for tried, guess in ((values, True), (scaled, True), (values, False)):
+            if tried is None:
+                continue
+            names = changed | {name for name, value in tried.items() if value is not values[name]}
+            small, index = _made(self.model, self.found.seen, tried, names, stays, guess)
+            problem = self.compare(small)
             if problem is None:
                 return small, index, None, None
-        return None, {}, problem, where
+            first = first or problem
+        return None, {}, *first
 
-    def compare(self, small: nn.Module) -> tuple[str | None, str | None]:
+    def rescaled(self, values: dict[str, Tensor], changed: set[str], stays: Tensor) -> dict[str, Tensor] | None:
+        """Queries and keys for an attention that divides by the root of what is left of each head; None: all is left.
+
+        With n' of n channels left that root is smaller by sqrt(n' / n), so each of the two takes a root of that factor.
+        """
+        seen = self.found.seen
+        factor = torch.ones(len(stays), dtype=torch.float64)
+        for cells in seen.scaled:
+            left = stays[cells].sum(1)
+            factor[cells] = ((left / cells.shape[1]) ** 0.25)[:, None].double()
+        if bool((factor[stays] == 1).all()):
+            return None
+        made = dict(values)
+        for name, axes in seen.slots.items():
+            for dim, numbers in axes.items():
+                own = factor[seen.root[numbers]]
+                if bool((seen.roles[numbers] > 1).any()) and bool((own != 1).any()):
+                    shape = [-1 if d == dim else 1 for d in range(values[name].dim())]
+                    made[name] = made[name].detach() * own.view(shape).to(values[name])
+        return made
+
+    def compare(self, small: nn.Module) -> tuple[str, str | None] | None:
+        """What is wrong with a smaller model, and the module that raised it; None: nothing."""
         stack: list[str] = []
         handles = []
         for name, module in small.named_modules():
@@ -518,7 +554,7 @@ class _Job:
             for handle in handles:
                 handle.remove()
         if not self.exact:
-            return None, None
+            return None
         rounding = max((torch.finfo(t.dtype).eps for t in self.values.values() if t.is_floating_point()), default=0.0)
         tolerance = max(TOLERANCE, 4 * rounding)
         for expected, found, example in zip(self.expected, given, self.examples, strict=True):
@@ -533,7 +569,7 @@ class _Job:
                     pass
             if not error <= tolerance:
                 return f"without them the outputs differ by {error:.0e} of the largest", None
-        return None, None
+        return None
 
     def put_back(self, stays: Tensor, problem: str, where: str | None) -> None:
         """Keep whole spaces of channels that stand in the way: those of the module that raised, or by halves."""
@@ -729,6 +765,115 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Shrunk) -
     return made
 
 
+# -- BatchNorm ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
 def fold_norms(result: Shrunk, example: Any) -> Shrunk:
-    """The same without the BatchNorms that can be folded."""
-    return replace(result)
+    """The same without the BatchNorms that can be folded into the layer right before them, in evaluation mode.
+
+    BatchNorm is then y = (x - mean) * scale + beta with scale = gamma / sqrt(var + eps); both go into the weight and the
+    bias of what makes x (Jacob et al., 2018, section 3.2). Where it was stands an ``nn.Identity``, or what else its
+    class does (an activation), and activations right behind work in place.
+    """
+    plan, left, behind = norms(result.model, example)
+    expected = [run(result.model, example)]
+
+    def tried(own: Mapping[str, _Norm]) -> nn.Module | None:
+        made = _without(result.model, own, behind)
+        try:
+            return made if difference(expected[0], run(made, example)) <= TOLERANCE else None
+        except StructureError:
+            return None
+
+    made = tried(plan) if plan else None
+    if plan and made is None:  # one by one
+        good: dict[str, _Norm] = {}
+        for name, norm in plan.items():
+            if (more := tried({**good, name: norm})) is not None:
+                good[name], made = norm, more
+            else:
+                left[name] = "its class does something else, too"
+        plan = good
+    if made is None:
+        return replace(result, unfolded=left)
+    return replace(result, model=made, folded={name: norm.layer for name, norm in plan.items()}, unfolded=left)
+
+
+class _Norm(NamedTuple):
+    layer: str
+    turned: bool
+    tensors: tuple[str | None, ...]  # gamma, beta, mean, var
+    eps: float
+
+
+def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, str], set[str]]:
+    """BatchNorm -> the layer that can take it; BatchNorm -> why none can; and activations that alone read the former."""
+    seen = analysis(model, example).seen
+    made_by = {number: op for op in seen.tape for number in op.outs}
+    readers: dict[int, list[Op]] = {}
+    uses: dict[str, int] = {}
+    for op in seen.tape:
+        for ref in (ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)):
+            readers.setdefault(int(ref), []).append(op)
+            if ref in seen.names and op.kind != "move":
+                uses[seen.names[ref]] = uses.get(seen.names[ref], 0) + 1
+    own, plan, left, behind = named_tensors(model), dict[str, _Norm](), dict[str, str](), set[str]()
+    shared = {name for name, t in own.items() if sum(other is t for other in own.values()) > 1}
+    for op in seen.tape:
+        if op.kind != "batch_norm":
+            continue
+        names = tuple(seen.names.get(ref) if isinstance(ref, Ref) else None for ref in op.args[1:5])
+        name = next((n.rpartition(".")[0] for n in names if n), op.module)
+        before, weight = made_by.get(op.args[0]), None
+        while before is not None and before.kind == "pointwise" and before.name in ("clone", "dropout"):
+            before = made_by.get(before.args[0])
+        if before is not None and before.kind == "convolution":
+            weight = seen.names.get(before.extra[1])
+        elif before is not None and before.kind == "contract" and len(seen.shapes[op.args[0]]) == 2:
+            moved = made_by.get(before.extra[1])
+            weight = seen.names.get(moved.args[0]) if moved is not None and moved.name in ("t", "transpose") else None
+        if names[2] is None or names[3] is None:
+            left[name] = "it has no running statistics"
+        elif weight is None:
+            left[name] = "what it reads is not given by a convolution or a Linear"
+        elif len(readers[op.args[0]]) > 1 or op.args[0] in seen.outputs:
+            left[name] = f"what {weight.rpartition('.')[0]!r} gives is also read elsewhere"
+        elif uses[weight] > 1 or weight in shared or any(uses.get(n or "", 1) > 1 for n in names):
+            left[name] = f"{weight.rpartition('.')[0]!r} is used more than once, or it is itself"
+        elif not weight.endswith("weight"):
+            left[name] = f"{weight!r} is not the weight of a layer"
+        else:
+            eps = bound(op.func, op.args, op.kwargs)["eps"]
+            turned = before.kind == "convolution" and bool(bound(before.func, before.args, before.kwargs)["transposed"])
+            plan[name] = _Norm(weight.rpartition(".")[0], turned, names, eps)
+            after = readers.get(op.outs[0], [])
+            if len(after) == 1 and hasattr(model.get_submodule(after[0].module), "inplace"):
+                behind.add(after[0].module)
+    return plan, left, behind
+
+
+def _without(model: nn.Module, plan: Mapping[str, _Norm], behind: set[str]) -> nn.Module:
+    made = duplicate(model, {}).eval()
+    for name, norm in plan.items():
+        own = named_tensors(made)
+        layer = made.get_submodule(norm.layer)
+        gamma, beta, mean, var = (own[n].detach().double() if n else None for n in norm.tensors)
+        scale = (var + norm.eps).rsqrt() * (1 if gamma is None else gamma)
+        weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
+        if norm.turned:  # [inputs, outputs of a group, ...]
+            factor = scale.view(groups, 1, -1).expand(groups, len(weight) // groups, -1).flatten(0, 1)
+        else:
+            factor = scale.view(-1, 1)
+        factor = factor.view(*factor.shape, *[1] * (weight.dim() - 2))
+        bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach().double()
+        bias = (bias - mean) * scale + (0 if beta is None else beta)
+        learns = layer.weight.requires_grad
+        wide = torch.empty_like(weight).copy_(weight.double() * factor)  # keeps the memory format
+        layer.weight = nn.Parameter(wide, requires_grad=learns)
+        layer.bias = nn.Parameter(bias.to(weight), requires_grad=learns)
+        rest = list(made.get_submodule(name).children())
+        made.set_submodule(name, nn.Sequential(*rest) if rest else nn.Identity())
+    for name in behind:
+        made.get_submodule(name).inplace = True
+    return made

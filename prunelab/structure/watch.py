@@ -21,7 +21,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +39,9 @@ from prunelab.errors import PrunelabError, first_line
 FIXED = 0  # the number of everything that cannot go
 STATISTICS = "statistics over channels"
 _MOVES = {
-    "_unsafe_view", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90",
+    "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
 _POINTWISE = {
     "copy", "fill", "zero", "_to_copy", "hardswish", "elu", "celu", "_prelu_kernel", "prelu", "tril", "triu", "dropout",
@@ -122,6 +123,8 @@ class Seen:
         constants: tensor number -> a tensor that depends on nothing.
         sizes: module -> size -> numbers [size, ...] of the axes that had it there.
         outputs: tensor numbers of what the model gave.
+        products: blocks [rows, columns] of which whole rows and whole columns can go, since they are turned around.
+        scaled: groups [rows, columns] over which two activations are multiplied and summed: queries and keys.
     """
 
     root: Tensor
@@ -139,7 +142,7 @@ class Seen:
     constants: dict[int, Tensor]
     sizes: dict[str, dict[int, list[Tensor]]]
     outputs: list[int]
-    scaled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    scaled: list[Tensor]
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -166,6 +169,12 @@ def settle(layer: Tensor) -> Tensor:
     return small.expand(layer.shape)
 
 
+def settled(part: Tensor, whole: Tensor) -> Tensor:
+    """What was moved, settled where that may have become necessary: it was copied, or an axis was split into two."""
+    copied = part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+    return settle(part) if copied or len(varying(part)) > len(varying(whole)) else part
+
+
 def along(layer: Tensor, dim: int) -> Tensor:
     """The numbers of a layer by the indices of one axis: [size, others]."""
     small = compact(layer)
@@ -182,9 +191,12 @@ class _Watch(TorchDispatchMode):
         self.pins: list[tuple[Tensor, str, bool]] = []
         self.blocks: dict[Any, Block] = {}
         self.products: list[Tensor] = []
+        self.scaled: list[Tensor] = []
+        self.weights: set[int] = set()  # tensors made of parameters alone
         self.tape: list[Op] = []
         self.layers: dict[int, list[Tensor]] = {}
         self.shapes: dict[int, torch.Size] = {}
+        self.expanded: dict[int, set[int]] = {}
         self.names: dict[int, str] = {}
         self.known: dict[str, int] = {}
         self.constants: dict[int, Tensor] = {}
@@ -213,6 +225,9 @@ class _Watch(TorchDispatchMode):
     def new(self, tensor: Tensor, layers: list[Tensor]) -> int:
         self.tensors += 1
         self.layers[self.tensors], self.shapes[self.tensors] = layers, tensor.shape
+        if 0 in tensor.stride():
+            uniform = {d for d, step in enumerate(tensor.stride()) if not step}
+            self.expanded[self.tensors] = uniform.difference(*map(varying, layers))
         return self.tensors
 
     def ref(self, tensor: Tensor) -> Ref:
@@ -223,6 +238,7 @@ class _Watch(TorchDispatchMode):
         if name is None:
             number = self.new(tensor, [])
             self.constants[number] = tensor
+            self.weights.add(number)
             tensor._prunelab = (self.token, number)
         elif name in self.known:
             number = self.known[name]
@@ -233,6 +249,7 @@ class _Watch(TorchDispatchMode):
                 layers = [_on(numbers, d, tensor.shape) for d, numbers in self.slots[name].items()]
             number = self.known[name] = self.new(tensor, layers)
             self.names[number] = name
+            self.weights.add(number)
         return Ref(number)
 
     def put(self, tensor: Tensor, layers: list[Tensor]) -> int:
@@ -277,9 +294,10 @@ class _Watch(TorchDispatchMode):
         sizes = [n for n in small.shape if n > 1]
         for i in range(1, len(sizes)):
             cells = small.reshape(math.prod(sizes[:i]), -1)
-            self.block(None, cells)
             if i == 1 and len(sizes) == 2 and cells[0, 1] - cells[0, 0] > cells[1, 0] - cells[0, 0] > 0:
-                self.products.append(cells)  # the other way round than it was numbered: rows and columns mix
+                self.products.append(cells.t().contiguous())  # the other way round than it was numbered
+            else:
+                self.block(None, cells)
 
     def uniform(self, layer: Tensor, dims: Iterable[int]) -> Tensor:
         """Make numbers that differ along some axes the same."""
@@ -397,13 +415,15 @@ class _Watch(TorchDispatchMode):
             root = self.family.get(refs[0], refs[0])
             stale = tuple(i for i in (root, *self.members.get(root, ())) if i != refs[0])
         numbers = tuple(self.put(tensor, own) for tensor, own in zip(outs, layers, strict=True))
+        if all(ref in self.weights for ref in tree_leaves((refs, options)) if isinstance(ref, Ref)):
+            self.weights.update(numbers)
         if func.is_view:
             root = self.family.get(refs[0], refs[0])
             for number in numbers:
                 self.family[number] = root
             self.members.setdefault(root, []).extend(numbers)
         if kind in ("move", "factory", "pad", "cat"):
-            for number in numbers:
+            for number in (*numbers, *(ref for ref in refs[:1] if isinstance(ref, Ref))):
                 self.note(number)
         self.tape.append(Op(name, kind, func, refs, options, numbers, self.stack[-1], stale, extra))
 
@@ -418,6 +438,11 @@ class _Watch(TorchDispatchMode):
     def operand(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
         return self.shapes[value], self.layers[value]
 
+    def spread(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
+        """An operand of something pointwise; axes that ``expand`` made of one element are as large as the others' are."""
+        shape, layers = self.operand(value)
+        return [1 if d in self.expanded.get(value, ()) else n for d, n in enumerate(shape)], layers
+
     # rules: each gives the layers of each result ----------------------------------------------------------------------
 
     def _unknown(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
@@ -428,7 +453,7 @@ class _Watch(TorchDispatchMode):
         return [[] for _ in outs], None
 
     def _pointwise(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
-        parts = [self.operand(ref) for ref in tree_leaves((args, kwargs)) if isinstance(ref, Ref)]
+        parts = [self.spread(ref) for ref in tree_leaves((args, kwargs)) if isinstance(ref, Ref)]
         if name.endswith("_like"):
             parts = parts[:1]
         met = self.meet(parts, outs[0].shape)
@@ -445,8 +470,7 @@ class _Watch(TorchDispatchMode):
             moved = moves(func, name, args, kwargs, layer, outs[0].shape)
             self._parts(name, args, kwargs, layer, shape)
             for own, part in zip(found, moved, strict=True):
-                if part.untyped_storage().data_ptr() != layer.untyped_storage().data_ptr():
-                    part = settle(part)
+                part = settled(part, layer)
                 if varying(part):
                     own.append(part)
                     self.rectangular(part)
@@ -456,6 +480,7 @@ class _Watch(TorchDispatchMode):
 
     def _parts(self, name: str, args: Any, kwargs: Any, layer: Tensor, shape: Sequence[int]) -> None:
         """Cuts through channels: the parts are equally large afterwards, too, or are there, too."""
+        name = name.removeprefix("unsafe_")
         dim = {"split": 2, "split_with_sizes": 2, "unbind": 1, "select": 1, "slice": 1}.get(name)
         if dim is None or not shape:
             return
@@ -566,6 +591,8 @@ class _Watch(TorchDispatchMode):
                     if name in _MEANS:
                         self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
                     layer = self.ends(layer, dims)
+                elif varying(layer) - dims:  # rows of channels: those that are read together go together
+                    layer = self.uniform(layer, dims)
                 else:
                     self.pin(layer, self.why("reads all channels at once"))
                     layer = None
@@ -591,6 +618,8 @@ class _Watch(TorchDispatchMode):
             self.made += [compact(layer).flatten() for layer in layers if varying(layer) & {1, 3}]
         met = self.meet([first, second], shape)
         over = [layer for layer in met if 2 in varying(layer)]
+        if one[0] and a not in self.weights and b not in self.weights:
+            self.scaled += [compact(layer).movedim(2, -1).reshape(-1, shape[2]) for layer in over]
         left = [layer for layer in (self.ends(layer, {2}) for layer in met) if layer is not None]
         result = [_shaped(layer.select(2, 0), outs[0].shape) for layer in left]
         if added:
@@ -665,23 +694,23 @@ class _Watch(TorchDispatchMode):
         outputs: int, turned: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         """A grouped convolution: equally many inputs and outputs in each group that is left, or whole groups."""
-        direct = self.names.get(w)
+        own = self.owner(rows) or self.owner(columns)
         if turned:  # [inputs, outputs of a group]: rows are those of a group, columns are all inputs
             made = self.fresh(outputs) if outputs // groups > 1 else columns
             if channels is not None and columns is not None:
                 self.join(channels, columns)
             elif columns is not None:
                 self.pin(columns, self.why("reads an input of the model"))
-            if outputs // groups > 1:
-                self.columns[direct or ""] = (1, made.view(groups, -1))
+            if made is not None and own is not None and not inputs == groups == outputs:
+                self.columns[own] = (1, made.view(groups, -1))
             channels = columns
         else:
             made = rows
-            if inputs // groups > 1 and channels is not None:
-                self.columns[direct or ""] = (1, channels.view(groups, -1))
+            if channels is not None and own is not None and not inputs == groups == outputs:
+                self.columns[own] = (1, channels.view(groups, -1))
             elif columns is not None:
                 self.pin(columns, self.why("reads what cannot go"))
-        if direct is None or made is None:
+        if own is None or made is None:
             for numbers in (channels, rows, columns):
                 if numbers is not None:
                     self.pin(numbers, self.why("has groups and a weight that is computed"))
@@ -696,6 +725,14 @@ class _Watch(TorchDispatchMode):
             self.block(number, channels.view(groups, -1))
             self.block(number, made.view(groups, -1))
         return [channels], [made]
+
+    def owner(self, numbers: Tensor | None) -> str | None:
+        """The parameter that has these numbers along an axis: the weight, or what it is computed from."""
+        if numbers is None:
+            return None
+        first = int(numbers[0])
+        found = ((name, own) for name, axes in self.slots.items() for own in axes.values() if int(own[0]) == first)
+        return next((name for name, own in found if torch.equal(own, numbers)), None)
 
     def channels(self, ref: Ref, dim: int = 1) -> Tensor | None:
         """The numbers along one axis, the same everywhere else; None: there are none."""
@@ -760,6 +797,10 @@ class _Watch(TorchDispatchMode):
         own = [ref for ref in args[1:5] if isinstance(ref, Ref)]
         tail = (None,) * (len(shape) - 2)
         parts = [((self.shapes[ref][0], *(1,) * len(tail)), [t[(..., *tail)] for t in self.layers[ref]]) for ref in own]
+        if not isinstance(args[3], Ref) or bound(func, args, kwargs).get("training"):
+            for layer in self.layers[args[0]]:
+                if varying(layer) - {1}:
+                    self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
         met = self.meet([self.operand(args[0]), *parts], shape)
         return [met, *([] for _ in outs[1:])], None
 
@@ -841,10 +882,12 @@ def moves(func: Any, name: str, args: Any, kwargs: Any, tensor: Tensor, shape: S
         return [tensor.reshape(shape)]
     if name in ("detach", "alias", "lift_fresh"):
         return [tensor]
-    if name.endswith("_"):
-        func = getattr(getattr(torch.ops.aten, name[:-1]), func._overloadname)
-    if name == "as_strided":
-        tensor = tensor.contiguous()
+    if name.endswith("_"):  # transpose_, say
+        return [getattr(tensor, name[:-1])(*args[1:], **kwargs)]
+    if name == "as_strided":  # a matter of memory alone where the shape stays
+        if tuple(args[1]) != tuple(tensor.shape):
+            raise NotImplementedError("as_strided to another shape")
+        return [tensor]
     out = func(tensor, *args[1:], **kwargs)
     return [out] if isinstance(out, Tensor) else out
 
@@ -985,6 +1028,19 @@ def undisturbed() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+@contextlib.contextmanager
+def _decomposed() -> Iterator[None]:
+    """Recurrent layers as the operations that they consist of."""
+    mkldnn, cudnn = torch._C._get_mkldnn_enabled(), torch.backends.cudnn.enabled  # mkldnn.flags() warns about TF32
+    torch._C._set_mkldnn_enabled(False)
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(mkldnn)
+        torch.backends.cudnn.enabled = cudnn
+
+
 def run(model: nn.Module, example: Any) -> list[Tensor]:
     """The tensors that a model gives in evaluation mode; nothing of it, nor of the example, is changed.
 
@@ -1070,9 +1126,7 @@ def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
             tensor._prunelab = (seen.token, seen.new(tensor, []))
-    recurrent = torch.backends.mkldnn.flags(enabled=False) if not mkldnn else contextlib.nullcontext()
-    cudnn = torch.backends.cudnn.flags(enabled=False) if not mkldnn else contextlib.nullcontext()
-    with undisturbed(), recurrent, cudnn, sdpa_kernel(SDPBackend.MATH), seen:
+    with undisturbed(), contextlib.nullcontext() if mkldnn else _decomposed(), sdpa_kernel(SDPBackend.MATH), seen:
         try:
             out = double(*args, **kwargs)
         except StructureError:
@@ -1125,6 +1179,6 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape,
-        seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.outputs,
+        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.outputs,
+        [root[cells] for cells in seen.scaled],
     )  # fmt: skip

@@ -26,8 +26,6 @@ from prunelab import models, pruners
 from prunelab.budget import USED, OutOfTime, over, until
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
-from prunelab.pruners.during import DuringTraining
-from prunelab.pruners.oracle import Oracle
 from prunelab.runs import Store
 from prunelab.runs.progress import shown, tick
 from prunelab.runs.provenance import cores
@@ -39,7 +37,7 @@ from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
 from prunelab.training.stack import ALONE, stackable
 from prunelab.training.train import Population, device, knows_bfloat16
-from prunelab.training.versions import versions
+from prunelab.training.versions import register_again, registered, versions
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +175,20 @@ def unfinished(runs: Sequence[Run], store: Store) -> list[Run]:
     """
     with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock while it works
         odd = list(pool.map(lambda run: store.unusable(run, versions(run)), runs))
-    return [run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in ("complete", "failed")]
+    known = {run.id: run for run in runs}
+    done = ("complete", "failed")
+    missing = {run.id: run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in done}
+    for leader in {run.prune.masks_of for run in missing.values()} - missing.keys():
+        try:
+            if leader and store.status(leader) == "complete":
+                store.removals(leader)
+        except Damaged as error:
+            if leader not in known:
+                raise
+            log.warning("%s: it is trained again", error.what)
+            store.discard(leader)
+            missing[leader] = known[leader]
+    return list(missing.values())
 
 
 def asked_for(
@@ -226,7 +237,7 @@ def check(runs: Iterable[Run]) -> None:
         pruner = pruners.build(run.prune)
         if run.prune.also_after:
             _check_also_after(run, pruner)
-        if getattr(pruner, "stores_features", False) and run.train.augment != "none":
+        if pruner.stores_features and run.train.augment != "none":
             raise PrunelabError(f"augment = {run.train.augment!r}: {run.prune.method!r} stores features, use 'none'")
         if run.data not in seen:
             seen[run.data] = load(run.data)
@@ -241,13 +252,11 @@ def check(runs: Iterable[Run]) -> None:
         checked.add(key)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
         pruners.first_masks(model, pruner, run.prune.layers)
-        if isinstance(pruner, DuringTraining):
-            pruner.check(model)
 
 
 def _check_numbers(run: Run, pruner: Any) -> None:
     """Refuse, where the targets are numbers, what only makes sense for classes."""
-    if getattr(pruner, "score", "") in ("snip", "taylor") or isinstance(pruner, Oracle):
+    if pruner.classes_only:
         raise PrunelabError(f"method {run.prune.method!r} looks at labels: {run.data.name} has numbers as targets")
     if run.train.augment != "none":
         raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")
@@ -256,7 +265,7 @@ def _check_numbers(run: Run, pruner: Any) -> None:
 def _check_also_after(run: Run, pruner: Any) -> None:
     """Refuse prunings on request that would never happen."""
     also, budget = run.prune.also_after, most_epochs(run)
-    if not isinstance(pruner, DuringTraining) and not run.prune.rounds:
+    if not pruner.while_training and not run.prune.rounds:
         raise PrunelabError(f"also_after = {also}: {run.prune.method!r} with rounds = 0 never prunes; leave it out")
     if max(also) >= budget:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
@@ -296,8 +305,9 @@ def side_by_side(
     """
     from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
 
+    own = registered()
     with scratch() as folder:
-        tasks = (delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, rest) for part in parts)
+        tasks = (delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
         try:
             Parallel(n_jobs=jobs)(tasks)
         except BrokenExecutor:
@@ -307,9 +317,15 @@ def side_by_side(
 
 
 def _in_worker(
-    work: Callable[..., None], runs: Sequence[Mapping[str, Any]], threads: int, folder: Path, rest: Sequence[Any]
+    work: Callable[..., None],
+    runs: Sequence[Mapping[str, Any]],
+    threads: int,
+    folder: Path,
+    own: list[tuple[Any, ...]],
+    rest: Sequence[Any],
 ) -> None:
     with ends_with(folder):
+        register_again(own)
         keep_freed_memory()
         torch.set_num_threads(threads)
         work([Run.fromdict(run) for run in runs], *rest)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from prunelab.data import Dataset
 from prunelab.folding import batchnorms
-from prunelab.graph import evaluating
 from prunelab.shrink import shrink
 from prunelab.structure.export import OnnxModel, quantise, to_onnx
+from prunelab.structure.forward import looking
 from prunelab.structure.report import report
 
 
@@ -103,6 +103,6 @@ def table(
 
 @torch.no_grad()
 def _correct(model: nn.Module, dataset: Dataset, x: Tensor, y: Tensor, piece: int = 500) -> int:
-    with evaluating(model):
+    with looking(model):
         starts = range(0, len(y), piece)
         return sum(int((model(dataset.scale(x[i : i + piece])).argmax(1) == y[i : i + piece]).sum()) for i in starts)
