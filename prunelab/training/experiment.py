@@ -307,7 +307,8 @@ def side_by_side(
 
     own = registered()
     with scratch() as folder:
-        tasks = (delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
+        work_in = delayed(_in_worker)
+        tasks = (work_in(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
         try:
             Parallel(n_jobs=jobs)(tasks)
         except BrokenExecutor:
