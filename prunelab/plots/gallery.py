@@ -50,7 +50,8 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     threads = (
         [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
     )
-    reduced = [str(name) for name in seen("train.precision") if name != "float32"]
+    used = {*seen("precision"), *seen("train.precision")}  # older rows have what was asked for alone
+    reduced = sorted(str(name) for name in used - {"float32", "auto"})
     spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
     if "seconds_spent" in rounds:  # less, where runs that begin alike were trained once for all of them
         spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()

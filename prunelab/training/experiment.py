@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from prunelab import models, pruners
+from prunelab.budget import USED, OutOfTime, over, until
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.runs import Store
@@ -111,6 +112,7 @@ def run_all(
     device: str = "auto",
     jobs: int | None = None,
     progress: bool = True,
+    budget: float | str | None = None,
 ) -> Results:
     """Load what the store has, train the rest.
 
@@ -124,13 +126,17 @@ def run_all(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
         progress: whether to show a bar.
+        budget: how long to train, in seconds or like ``"10m"``; after the epoch in which it is used everything is
+            saved, and the same call goes on from there. None: to the end, or as ``prunelab reproduce --budget`` says.
 
     Returns:
         The results; runs that failed are among them, with the reason.
 
     Raises:
+        OutOfTime: the budget is used and runs are left; says how many.
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
+    end = until(budget)
     runs, strategies = asked_for(runs, jobs)
     store = Store.of(store)
     where = _device(device)
@@ -153,7 +159,11 @@ def run_all(
     leaders = [run for run in missing if not run.prune.masks_of]
     followers = [run for run in missing if run.prune.masks_of]
     for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
-        _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
+        if over(end):
+            break
+        _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress, end)
+    if over(end) and (left := [run for run in missing if store.status(run) not in ("complete", "failed")]):
+        raise OutOfTime(f"{USED}: {len(left)} of {len(runs)} runs are left; the same call goes on with them")
     return Results.of(runs, store, missing, strategies)
 
 
@@ -261,7 +271,9 @@ def _check_also_after(run: Run, pruner: Any) -> None:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
 
 
-def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool) -> None:
+def _train_all(
+    runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool, end: float | None = None
+) -> None:
     """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
@@ -270,10 +282,10 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
     with shown(sum(map(most_epochs, runs)), progress) as ticks:
         if jobs == 1:
             for part in parts:
-                train_population(part, store, where, ticks)
+                train_population(part, store, where, ticks, end=end)
             return
         threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
-        side_by_side(train_population, parts, jobs, threads, store, where, ticks)
+        side_by_side(train_population, parts, jobs, threads, store, where, ticks, None, end)
 
 
 def side_by_side(
@@ -295,7 +307,8 @@ def side_by_side(
 
     own = registered()
     with scratch() as folder:
-        tasks = (delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
+        work_in = delayed(_in_worker)
+        tasks = (work_in(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
         try:
             Parallel(n_jobs=jobs)(tasks)
         except BrokenExecutor:
@@ -348,6 +361,7 @@ def train_population(
     where: str = "cpu",
     ticks: Path | None = None,
     watch: Watch | None = None,
+    end: float | None = None,
 ) -> None:
     """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
 
@@ -358,8 +372,9 @@ def train_population(
         ticks: the file in which epochs are counted, see ``prunelab.runs.progress``.
         watch: asked after every epoch of every run what is to happen next, and shown, before the first one and after
             the last, how things stand. What it raises ends the training of all; they go on from what was last saved.
+        end: when to stop, in seconds since 1970: after the epoch that is trained then, all are saved and let go.
     """
-    if not runs:
+    if not runs or over(end):
         return
     data = load(runs[0].data, device=where)
     population = Population(data)
@@ -391,6 +406,10 @@ def train_population(
             left = _one_epoch(active, population, watch)
             tick(ticks, sum(one.reached for one in active) - before)
             active = left
+            if over(end):
+                for one in active:
+                    one.pause()
+                return
 
 
 def _one_epoch(active: list[Running], population: Population, watch: Watch | None = None) -> list[Running]:
