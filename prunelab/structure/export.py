@@ -7,7 +7,6 @@ import copy
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn.utils import prune as torch_prune
 from prunelab.errors import PrunelabError, first_line
 from prunelab.gates import Gate
 from prunelab.masks import Masks
+from prunelab.paths import replacing
 from prunelab.tensor_file import TensorFile
 
 _MASK = "mask/"  # before the names of masks, in a file of a model
@@ -186,7 +186,6 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
         what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
         raise ExportError(f"example is of {what}: should be a batch of inputs, [N, ...]")
     path = Path(path)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.onnx")
     plain = copy.deepcopy(model).eval()
     try:
         with torch.no_grad():
@@ -202,28 +201,25 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             program = torch.onnx.export(
                 plain, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},), **names
             )
+        with replacing(path) as part:
             program.save(part)
-        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        if isinstance(batch := session.get_inputs()[0].shape[0], int):
-            raise ExportError(
-                f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
-                "a newer torch leaves it free"
-            )
-        (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
-        error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
-        if not error <= tolerance:
-            raise ExportError(
-                f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
-            )
-        part.replace(path)
+            session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+            if isinstance(batch := session.get_inputs()[0].shape[0], int):
+                raise ExportError(
+                    f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
+                    "a newer torch leaves it free"
+                )
+            (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+            error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+            if not error <= tolerance:
+                raise ExportError(
+                    f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
+                )
         return error
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch's exporter and onnxruntime have errors of many kinds
         raise ExportError(f"{path}: torch cannot export the model: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 @torch.no_grad()
@@ -328,18 +324,11 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
             part = next(self.left, None)
             return None if part is None else {"input": part.numpy()}
 
-    to = Path(to)
-    part = to.with_name(f"{to.stem}.{os.getpid()}.part.onnx")
     eight = quantization.QuantType.QInt8
     types = {"weight_type": eight, "activation_type": eight, "per_channel": True, "reduce_range": True}
-    try:
-        # It recommends a preprocessing whose work to_onnx has done.
-        with _one_line(Path(path), "cannot quantise it"), _quiet_root():
-            quantization.quantize_static(str(path), str(part), Reader(), **types)
-            part.replace(to)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    # It recommends a preprocessing whose work to_onnx has done.
+    with _one_line(Path(path), "cannot quantise it"), _quiet_root(), replacing(Path(to)) as part:
+        quantization.quantize_static(str(path), str(part), Reader(), **types)
 
 
 def _onnxruntime() -> Any:
