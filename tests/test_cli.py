@@ -53,6 +53,12 @@ def figure():
     return saved.json
 
 
+def as_before_digests(figure):
+    """The facts of a figure, in which no digest stands."""
+    facts = json.loads(figure.read_text())
+    return {name: fact for name, fact in facts.items() if name not in ("files", "sha256_of_this")}
+
+
 # What can be asked for
 
 
@@ -209,7 +215,12 @@ def test_verify_believes_the_numbers_and_not_the_verdicts_beside_them(call, figu
     assert code == 0
     assert out[-1].split() == ["dyprune/rate", "paper", "✓", *"13 of 13 checks as published".split()]
 
-    facts = json.loads(figure.read_text())
+    figure.write_text(figure.read_text().replace('"ours": 0.', '"ours": 0.5', 1))
+    code, out, _ = call("verify", "dyprune/rate")
+    assert code == cli.FAILED
+    assert "rate.json: damaged, or no JSON (its bytes are not those that were written); delete it" in out[-1]
+
+    facts = as_before_digests(figure)
     facts["claims"][0]["ours"] = 0.5
     figure.write_text(json.dumps(facts))
     code, out, _ = call("verify", "dyprune/rate")
@@ -236,7 +247,7 @@ def test_verify_of_what_claims_nothing_is_no_failure(call):
     ],
 )
 def test_verify_says_which_claims_are_damaged(call, figure, damage):
-    facts = json.loads(figure.read_text())
+    facts = as_before_digests(figure)
     damage(facts)
     figure.write_text(json.dumps(facts))
     code, out, err = call("verify", "dyprune/rate")
@@ -253,6 +264,13 @@ def test_verify_misses_a_file(call, figure, ending):
         f"figures/dyprune/rate{ending} is missing; run `prunelab reproduce dyprune/rate --into figures --force`"
         in out[-1]
     )
+
+
+def test_verify_opens_the_numbers_beside_a_figure(call, figure):
+    figure.with_suffix(".csv").write_text("weights,rate\n1000,0.08\n")
+    code, out, _ = call("verify", "rate")
+    assert code == cli.FAILED
+    assert "figures/dyprune/rate.csv is not what was saved with it; run `prunelab reproduce dyprune/rate" in out[-1]
 
 
 def test_verify_of_what_was_never_made_says_so_and_fails(call):
@@ -343,6 +361,18 @@ def test_runs_travel_and_what_is_there_stays(call, monkeypatch, tmp_path):
     assert call("runs", "import", archive) == (0, ["1 new, 1 existing, 0 busy"], [])
     assert Store().ids() == ids
     assert call("runs", "export", tmp_path / "one.tar", ids[1]) == (0, [f"1 runs in {tmp_path / 'one.tar'}"], [])
+
+
+def test_damaged_runs_are_named_and_dropped_when_told(call):
+    ids = [save(RUNS[0]), save(RUNS[1], "failed"), save(RUNS[2], "interrupted")]
+    assert call("runs", "check") == (0, ["3 sound"], [])
+    masks = paths.runs() / ids[0] / "masks.safetensors"
+    masks.write_bytes(masks.read_bytes()[:-1])
+    for words, code, left in (((), 1, ids), (("--repair",), 0, ids[1:]), ((), 0, ids[1:])):
+        found, out, _ = call("runs", "check", *words)
+        assert (found, Store().ids(unfinished=True)) == (code, left)
+        assert out[0].startswith(f"{masks} is damaged (") == (len(out) == 2)
+        assert out[0].endswith(": dropped") == bool(words)
 
 
 def test_an_archive_that_cannot_be_written_or_read_is_one_line(call, tmp_path):

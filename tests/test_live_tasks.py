@@ -275,11 +275,14 @@ def test_a_rate_can_be_typed_and_chosen_as_a_compression(model, digits):
     assert (explorer.rate.value, explorer.percent.value) == (0.95, 95)
     explorer.rate.value = 0.999
     assert (explorer.percent.value, explorer.compression.value) == (99.9, pytest.approx(1000))
-    assert explorer.visited["rate"].tolist() == [0.5, 0.973, 0.95, 0.999], "one picture for each"
+    explorer.rate.value = 0.7
+    explorer.compression.value = 10**0.52  # so the browser rounds 3.33 to its own steps
+    assert explorer.rate.value == 0.7
+    assert explorer.visited["rate"].tolist() == [0.5, 0.973, 0.95, 0.999, 0.7], "one picture for each"
     flat = explorer._screen.curve.value
     explorer.axis.value = "compression"
     assert "log axis" in explorer._screen.curve.value != flat
-    assert len(explorer.visited) == 4
+    assert len(explorer.visited) == 5
 
 
 def test_a_curve_stays_when_the_setting_changes_and_a_pinned_one_moves_along(model, digits):

@@ -397,7 +397,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(change, mess
 def test_a_damaged_provenance_is_named_and_not_overwritten():
     found = saved("quick")
     found.json.write_text("{")
-    with pytest.raises(PrunelabError, match=r"a\.json: not readable as JSON .* delete it"):
+    with pytest.raises(PrunelabError, match=r"a\.json: damaged, or no JSON .* delete it"):
         saved("quick")
     assert found.json.read_text() == "{"
 

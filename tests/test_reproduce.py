@@ -12,6 +12,7 @@ from prunelab.headless import reproduce
 from prunelab.headless import runner as notebook_runner
 from prunelab.headless.runner import NotebookFailed
 from prunelab.plots import gallery
+from prunelab.pruners import METHODS
 
 LIBRARY = """\
 [[paper]]
@@ -66,6 +67,7 @@ SAVE = """\
 import pandas as pd
 from prunelab import papers
 from prunelab.plots import gallery
+from prunelab.pruners import METHODS
 claims = papers.verdicts("toy/line", {{"epochs": epochs}}) if {judged} else None
 other = {{}} if epochs == {{"smoke": 1, "quick": 2, "paper": 3}}[preset] else {{"epochs": epochs}}
 facts = {{"preset": preset, "overridden": other, "alt": "a line", "claims": claims}}
@@ -267,7 +269,7 @@ def change_claims(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda *_: write("toy/line", SAVE.format(id="toy/line", judged=True) + "# changed"),
+        lambda *_: write("toy/line", SAVE.format(id="toy/line", judged=True) + "\n2 + 2"),
         change_claims,
         lambda *_: (paths.figures() / "smoke" / "toy" / "line.csv").unlink(),
         lambda *_: (paths.figures() / "smoke" / "toy" / "line.csv").write_text("epochs\n9\n"),
@@ -282,6 +284,23 @@ def test_what_changed_is_made_again(call, ran, monkeypatch, tmp_path, change):
     assert call("toy/line", "--preset", "smoke")[0] == 0
     assert len(ran) == 2
     assert rows("smoke/toy/line") == ["1"]
+
+
+def test_a_comment_is_no_change_and_another_version_of_the_method_is(call, ran, monkeypatch, capsys):
+    call("toy/line", "--preset", "smoke")
+    write("toy/line", SAVE.format(id="toy/line", judged=True) + "  # said otherwise")
+    call("toy/line", "--preset", "smoke")
+    assert len(ran) == 1
+    path = paths.figures() / "smoke" / "toy" / "line.json"
+    facts = {**json.loads(path.read_text()), "versions": [{"kind": "method", "name": "dropnet", "version": 1}]}
+    del facts["files"], facts["sha256_of_this"]
+    path.write_text(json.dumps(facts))
+    reproduce.plan(reproduce.chosen(["toy/line"]), "smoke")[0].remember()
+    assert reproduce.plan(reproduce.chosen(["toy/line"]), "smoke")[0].reason == "up to date"
+    mended = {**METHODS, "dropnet": METHODS["dropnet"]._replace(version=2)}
+    monkeypatch.setattr("prunelab.training.versions._REGISTRIES", {"method": mended})
+    assert reproduce.made_otherwise("smoke/toy/line", paths.out()) == "method dropnet of version 1, now 2"
+    assert reproduce.plan(reproduce.chosen(["toy/line"]), "smoke")[0].reason == ""
 
 
 def test_a_notebook_that_leaves_no_figure_is_never_up_to_date(call, ran):

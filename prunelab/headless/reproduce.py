@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import tempfile
@@ -65,13 +66,17 @@ class Job:
         return self.executed.with_suffix(f".{'custom' if self.place.startswith('custom/') else self.preset}.json")
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the result, apart from the package's own code beside the protocols."""
-        claims = repr(self.artefact.claims)
-        protocols = sorted((paths.PACKAGE / "papers" / self.artefact.paper).glob("*.py"))
+        """All that decides the result, apart from the package's own code, whose versions stand in the figure.
+
+        Of code it is what it does that counts: comments, docstrings and the words of a notebook change nothing.
+        """
+        cells = json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        study = sorted((paths.PACKAGE / "papers" / self.artefact.paper).rglob("*.py"))
         return {
-            "notebook": _digest(self.notebook.read_bytes()),
-            "protocols": _digest(b"".join(file.read_bytes() for file in protocols)),
-            "claims": _digest(claims.encode()),
+            "notebook": _digest("\n".join(map(_meaning, code)).encode()),
+            "study": _digest("\n".join(_meaning(file.read_text(encoding="utf-8")) for file in study).encode()),
+            "claims": _digest(repr(self.artefact.claims).encode()),
             "parameters": {name: value for name, value in self.parameters.items() if name not in MACHINE},
         }
 
@@ -90,13 +95,39 @@ class Job:
             before = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return before == {**self.fingerprint(), "figures": self.figures()} and bool(before["figures"])
+        same = before == {**self.fingerprint(), "figures": self.figures()} and bool(before["figures"])
+        return same and not made_otherwise(self.place, paths.out())
 
     def remember(self) -> None:
         """Note that it was run."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
         record = {**self.fingerprint(), "figures": self.figures()}
         self.record.write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def made_otherwise(figure: str, folder: Path | None = None) -> str:
+    """What of a figure was made by another version of a method, model or reader of data, in words.
+
+    Args:
+        figure: as ``gallery.saved`` takes it.
+        folder: likewise.
+    """
+    from prunelab.training.versions import made_otherwise  # here, because it loads torch
+
+    facts = gallery.saved(figure, folder) or {}
+    return made_otherwise(facts.get("versions", ()))
+
+
+def _meaning(code: str) -> str:
+    """Python as the tree that its parser makes of it, without docstrings; as it is, where it is more than Python."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # a magic of IPython
+        return code
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _digest(content: bytes) -> str:
@@ -226,14 +257,18 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
 
     checks = []
     for artefact in artefacts:
-        facts = gallery.saved(artefact.figure)
+        try:
+            facts = gallery.saved(artefact.figure)
+        except PrunelabError as error:
+            checks.append(Check(artefact, "", "", str(error)))
+            continue
         if facts is None:
             gone = f"there are no numbers in {paths.figures()}; run `{again(artefact)}`"
             checks.append(Check(artefact, "", "", gone))
             continue
         claims = facts.get("claims") or []
         try:
-            problem = _missing(artefact) or _misjudged(artefact, claims)
+            problem = _damaged(artefact) or _misjudged(artefact, claims)
             verdict = tables.summary(claims)
             if claims:
                 tables.stored_verdicts(claims)
@@ -244,10 +279,9 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
     return checks
 
 
-def _missing(artefact: Artefact) -> str:
-    base = paths.figures() / artefact.figure
-    gone = [ending for ending in (".png", ".csv") if not base.with_name(base.name + ending).is_file()]
-    return f"figures/{artefact.figure}{gone[0]} is missing; run `{again(artefact)}`" if gone else ""
+def _damaged(artefact: Artefact) -> str:
+    what = gallery.damage(artefact.figure)
+    return f"{what}; run `{again(artefact)}`" if what else ""
 
 
 def _misjudged(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prunelab import paths
+from prunelab import digest, paths
 from prunelab.errors import PrunelabError, nearest
 from prunelab.papers.library import PRESETS, Chosen
 
@@ -37,7 +36,8 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
 
     Returns:
         Plain values, those that are known: preset, overridden, n (seeds, in words), interval, data, hardware, runs,
-        minutes (training and pruning of all runs), git_commit, torch_version.
+        minutes (training and pruning of all runs), git_commit, torch_version, versions (of methods, models and readers
+        of data: rows of kind, name, version).
     """
     preset, overridden = (preset.preset, preset.overridden) if isinstance(preset, Chosen) else (preset, {})
     if preset not in PRESETS:
@@ -65,6 +65,12 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
         "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
         "git_commit": seen("git_commit"),
         "torch_version": seen("torch_version"),
+        "versions": [
+            {"kind": kind, "name": str(name), "version": int(version)}
+            for kind, column in (("method", "method"), ("model", "model.name"), ("data", "data"))
+            if {column, f"version.{kind}"} <= {*rounds}
+            for name, version in sorted({*zip(rounds[column], rounds[f"version.{kind}"], strict=True)})
+        ],
     }
     known = {key: value for key, value in facts.items() if value not in (None, [], {})}
     return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
@@ -147,32 +153,29 @@ def save(
         raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
     name = place(artefact, preset, provenance.get("overridden") or {})
     base = paths.out() / name
-    facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
-    files = {
-        ".csv": _csv(data),
-        ".json": as_json(facts),
-    }
+    files = {".csv": _csv(data)}
     if picture is not None:
         files[".png"] = _png(picture)
     if runs is not None:
         files["_runs.csv"] = _csv(runs[[name for name in runs if "." not in name]])
-    parts = {
-        base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
-        for ending in files
+    facts = {
+        **provenance,
+        "artefact": artefact,
+        "alt": alt or f"table with {len(data)} rows",
+        "files": {ending: digest.of(content) for ending, content in files.items()},
+        digest.THIS: digest.BLANK,
     }
+    text = json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    files[".json"] = digest.sealed(text.encode())
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        for part, content in zip(parts, files.values(), strict=True):
-            part.write_bytes(content)
-        for part, final in parts.items():
-            part.replace(final)
+        with contextlib.ExitStack() as all_or_none:
+            for ending, content in reversed(files.items()):  # the one that holds the digests is moved last
+                part = all_or_none.enter_context(paths.replacing(base.with_name(base.name + ending)))
+                part.write_bytes(content)
     except OSError as error:
         what = f"{base}.*: cannot be written ({error.strerror})"
         raise PrunelabError(f"{what}: set PRUNELAB_OUT to a folder that can") from None
-    finally:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
     png = base.with_name(base.name + ".png") if picture is not None else None
     return Saved(
         name,
@@ -204,16 +207,35 @@ def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:
     """
     path = (folder or paths.figures()) / f"{artefact}.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise PrunelabError(f"{path}: cannot be read ({error.strerror}): set PRUNELAB_FIGURES to a folder") from None
-    except ValueError as error:
-        raise PrunelabError(f"{path}: not readable as JSON ({error}); delete it and make the artefact again") from None
+    try:
+        sealed, facts = digest.check(data), json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PrunelabError(f"{path}: damaged, or no JSON ({error}); delete it and make the artefact again") from None
+    if isinstance(facts, dict) and "files" in facts and not sealed:
+        raise PrunelabError(f"{path}: damaged (its digest is gone); delete it and make the artefact again")
     if not isinstance(facts, dict) or facts.get("preset") not in PRESETS:
         raise PrunelabError(f"{path}: names no preset; delete it and make the artefact again")
     return facts
+
+
+def damage(artefact: str) -> str:
+    """What of the files beside a saved artefact is gone or is not what was written, in words; empty if nothing is.
+
+    Of artefacts from before there were digests it is only seen whether they are there.
+    """
+    base, facts = paths.figures() / artefact, saved(artefact) or {}
+    for ending, sha256 in {".png": "", ".csv": "", **facts.get("files", {})}.items():
+        file = base.with_name(base.name + ending)
+        if not file.is_file():
+            return f"figures/{artefact}{ending} is missing"
+        if sha256 and digest.of(file) != sha256:
+            return f"figures/{artefact}{ending} is not what was saved with it"
+    return ""
 
 
 def place(artefact: str, preset: str, overridden: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from prunelab.lab.live.pruning import EVERYTHING, Position
 from prunelab.lab.live.view import LARGEST, per_cent
 from prunelab.lab.page import widgets
+from prunelab.runs.columns import TIMES
 
 STEPS = (*(per_cent / 100 for per_cent in range(100)), 0.995, 0.999)  # positions of the slider
 SCOPES = {"all layers compete": "global", "each layer by itself": "layer"}
@@ -22,6 +24,7 @@ VIEWS = {
 }
 KINDS = {"weight": "weights", "neuron": "neurons", "filter": "filters", "unit": "neurons and filters"}
 ABOVE = -1.0  # what a layer's own slider says while the layer has no rate of its own
+STEP = 0.01  # of the slider of compression, in powers of 10
 LAST_SEED = 2**31 - 1
 BUTTONS = {
     "sweep": "visit the standard pruning rates",
@@ -63,14 +66,16 @@ class Controls:
         press: Mapping[str, Callable[[Any], None]],
     ) -> None:
         self._offered, self._trainable, self._quiet, self._move = offered, trainable, False, move
-        rates = _rates(first.rate)
+        rates, beside = _rates(first.rate), {"description_width": "7.5em"}
+        room = widgets.Layout(width="44em", max_width="100%")
         self.rate = widgets.SelectionSlider(
             options=rates,
             value=first.rate,
             description="pruning rate",
             tooltip="the share that goes",
             readout=False,
-            **_width("44em"),
+            style=beside,
+            layout=room,
         )
         self.percent = widgets.BoundedFloatText(
             value=100 * first.rate, max=99.99, step=0.1, description="%", tooltip="type the rate", **_width("8em")
@@ -78,11 +83,12 @@ class Controls:
         self.compression = widgets.FloatLogSlider(
             value=_times(first.rate),
             max=3,
-            step=0.01,
+            step=STEP,
             readout_format=".3g",
-            description="compression",
+            description=f"compression ({TIMES.strip()})",
             tooltip="times fewer: 1 / (1 - rate)",
-            **_width("44em"),
+            style=beside,
+            layout=room,
         )
         self.axis = widgets.Dropdown(options=AXES.items(), description="axis", **_width("15em"))
         self.score = widgets.Dropdown(options=list(offered), value=first.method, description="score", **_width("13em"))
@@ -176,7 +182,9 @@ class Controls:
         return self.rate, self.percent, self.compression, *choices, *self.own.values()
 
     def _moved(self, change: Mapping[str, Any]) -> None:
-        if self._quiet:
+        # The browser rounds a compression to its own steps and says so: that is nobody's move.
+        rounded = change["owner"] is self.compression and _steps_apart(self.compression.value, self.rate.value) < 0.6
+        if self._quiet or rounded:
             return
         with self._unheard():
             if change["owner"] is self.score:
@@ -196,7 +204,7 @@ class Controls:
         self.rate.value = rate
         if round(self.percent.value / 100, 6) != rate:
             self.percent.value = round(100 * rate, 4)
-        if round(1 - 1 / self.compression.value, 4) != round(rate, 4):
+        if _steps_apart(self.compression.value, rate) >= 0.6:
             self.compression.value = _times(rate)
 
     def _offer(self, granularity: str) -> None:
@@ -221,6 +229,11 @@ def _rates(rate: float) -> list[tuple[str, float]]:
 
 def _times(rate: float) -> float:
     return min(1 / (1 - rate), LARGEST)
+
+
+def _steps_apart(times: float, rate: float) -> float:
+    """How many steps of its slider a compression lies from a rate's."""
+    return abs(math.log10(times / _times(rate))) / STEP
 
 
 def own_words(position: Position) -> str:

@@ -188,8 +188,8 @@ def curve(
         beside += f'<polyline class="{other.kind}" points="{line(other.points)}"/>'
         if other.kind != "past" and other.points:
             rate, value = sorted(other.points)[len(other.points) // 2]
-            place = f'x="{min(_along(rate, axis), x1 - 90)}" y="{max(y(value) - 7, TOP + 6)}"'
-            beside += f"<text {place}>{html.escape(other.label)}</text>"
+            x, end = _along(rate, axis), ' text-anchor="end"' * (_along(rate, axis) > (x0 + x1) / 2)
+            beside += f'<text x="{x}" y="{max(y(value) - 7, TOP + 6)}"{end}>{html.escape(other.label)}</text>'
     dots = "".join(f'<circle class="visited" cx="{_along(r, axis)}" cy="{y(v)}" r="3"/>' for r, v in points)
     here = _along(at[0], axis)
     unit = " (%)" if scale.share else ""
