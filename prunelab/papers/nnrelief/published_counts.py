@@ -133,9 +133,10 @@ def published_rows(store: Store, rounds: pd.DataFrame) -> pd.DataFrame:
     Returns:
         seed; iter, the round, 0 = dense; acc_pruned, after the pruning with the weights as they were trained, before
         recovery (NaN in round 0, and of runs that did not measure it); acc_retrained, of the last epoch; both in [0, 1]
-        and of the test part; cr, counted parameters of the dense network over those that are left;
-        remained_percentage, 100 / cr; architecture, live units of each hidden layer as ``300-100``; FLOPs. Runs of
-        variant ``faithful`` are counted as published, all others rightly.
+        and of the test part; cr, counted parameters of the dense network over those that are left; remained_percentage,
+        100 / cr; architecture, units of each hidden layer as ``300-100``, those that are alive, where the published
+        code counts those that are there, dead ones among them; FLOPs. Runs of variant ``faithful`` are counted as
+        published, all others rightly.
     """
     ahead = ["strategy"] if "strategy" in rounds and rounds["strategy"].nunique() > 1 else []
     behind = [BEST_TEST_EPOCH] if BEST_TEST_EPOCH in rounds and rounds[BEST_TEST_EPOCH].notna().any() else []
