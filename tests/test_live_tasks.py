@@ -179,6 +179,10 @@ def test_regression_is_measured_by_rmse():
     assert "points" not in str(explorer)
     explorer.view.value = "classes"
     assert "no classes" in below(explorer)
+    steep = PruningExplorer(net, (x, y), method="taylor", rate=0.5, batches=[(x, y[:, None])])
+    how = {"batches": [(x, y[:, None])], "loss": nn.functional.mse_loss, "allow_empty": True}
+    assert steep.masks == prunelab.prune(net, "taylor", 0.5, **how)
+    assert "loss=torch.nn.functional.mse_loss" in steep.code
 
 
 def test_segmentation_is_measured_by_the_mean_iou():
@@ -353,7 +357,7 @@ def test_the_small_model_has_the_answers_of_the_one_that_is_shown(model, digits,
     monkeypatch.chdir(tmp_path)
     explorer = PruningExplorer(model, digits, granularity="neuron", rate=0.5, evaluate=20)
     explorer.buttons["save small model"].click()
-    small, _ = export.load(tmp_path / "model_magnitude_neuron_50.safetensors")
+    small, _ = export.load(tmp_path / "model_magnitude_neuron_50.safetensors", model)
     x = digits.scale(digits.validation.x)
     with torch.no_grad():
         torch.testing.assert_close(small(x), explorer.model(x), rtol=1e-4, atol=1e-5)

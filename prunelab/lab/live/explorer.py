@@ -75,7 +75,7 @@ class PruningExplorer(Page):
         part: Of a data set: ``"validation"``, or ``"test"``, whose numbers nothing should be chosen by.
         metric: Function of all outputs and targets -> a number, more is better, in place of the usual measure: accuracy
             for labels, mean IoU for maps of labels, RMSE for floats.
-        loss: Likewise, less is better.
+        loss: Likewise, less is better; scores that follow a gradient follow its.
         better: Of what an ``evaluate`` function gives, ``"higher"`` or ``"lower"`` is better.
         state: ``explorer.state`` of another explorer, from which all controls are set.
 
@@ -118,7 +118,7 @@ class PruningExplorer(Page):
         measure = chosen(metric, loss)
         if callable(evaluate) and measure is not None:
             raise PrunelabError("evaluate= is a function, and metric= or loss= is given too: give one of them")
-        self._subject = Subject(model, data, evaluate, batches, part, measure, better == "higher")
+        self._subject = Subject(model, data, evaluate, batches, part, measure, better == "higher", loss)
         _refuse("method", method, self._subject.offered)
         granularity = granularity or self._subject.offered[method][0]
         _refuse("granularity", granularity, self._subject.offered[method])
@@ -202,19 +202,24 @@ class PruningExplorer(Page):
         if same and own:
             made = Masks({})
             for rate, how in calls:
-                made &= pruners.prune(subject.module, at.method, rate, batches=subject.batches, **how)
+                made &= pruners.prune(
+                    subject.module, at.method, rate, batches=subject.batches, loss=subject.loss, **how
+                )
             same = made == self._masks
         if not same:
             file = self._file("masks").name
             return f"from prunelab import Masks\n\nmasks = Masks.load({file!r})  # after explorer.save_masks()"
         lines, reads = ["from prunelab import prune", ""], subject.reads_data(at)
+        lines = ["import torch", *lines] if reads and subject.loss is nn.functional.mse_loss else lines
         if reads and self._drawn:
             part = f"images.train.x[:{TRAINING}], images.train.y[:{TRAINING}]  # images: the data set"
             lines += [f"x, y = {part}", "batches = [(images.scale(x), images.target(y))]"]
         elif reads:
             lines.append("batches = ...  # those that the explorer was given")
         for number, (rate, how) in enumerate(calls):
-            words = ", ".join([*(f"{key}={value!r}" for key, value in how.items()), *["batches=batches"] * reads])
+            own_loss = "torch.nn.functional.mse_loss" if subject.loss is nn.functional.mse_loss else "loss"
+            reading = ["batches=batches", *[f"loss={own_loss}"] * (subject.loss is not None)] * reads
+            words = ", ".join([*(f"{key}={value!r}" for key, value in how.items()), *reading])
             lines.append(f"masks {'&' * bool(number)}= prune(model, {at.method!r}, {rate!r}, {words})")
         return "\n".join([*lines, "masks.apply_(model)"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,7 @@ class Subject:
         part: Of a data set.
         measure: In place of the usual one.
         higher: Whether more is better, of what a function gives.
+        loss: For scores that follow its gradient; None: cross entropy for labels, mean squared error for floats.
 
     Attributes:
         base: the network that is pruned now.
@@ -121,6 +122,7 @@ class Subject:
         sample: what is measured on, in words.
         samples: how many there are.
         measure: what is measured: its name, and whether more is better.
+        loss: what scores that follow a gradient follow; None: cross entropy.
         offered: score -> granularities that it has for this model.
         beside: what a function of one's own gave beside the first number, last.
     """
@@ -134,6 +136,7 @@ class Subject:
         part: Part = "validation",
         measure: Measure | None = None,
         higher: bool = True,
+        loss: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
@@ -153,6 +156,7 @@ class Subject:
             self.measure, self.sample, self.samples = self._sample.measure, self._sample.what, len(self._sample)
         else:
             raise PrunelabError("data is None: give samples to measure on, or evaluate=, a function of a model")
+        self.loss = loss or (nn.functional.mse_loss if self.measure.name == "RMSE" else None)
         self._chain = _chain(self._model)
         self.offered = offered(self._model, self.dense, self._batches is not None)
         self._work = None
@@ -232,6 +236,7 @@ class Subject:
             self.base.masks,
             torch.Generator().manual_seed(position.seed),
             lambda: copies(self._batches or ()),
+            loss=self.loss,
         )
         key = position.method, position.granularity, position.seed
         if key not in self.base.scores:
