@@ -1,5 +1,6 @@
 """The explorer on any data and any task: what it takes, how it measures, who pays, and what can be taken home."""
 
+import asyncio
 import copy
 import io
 import re
@@ -15,7 +16,10 @@ import prunelab
 from prunelab import data, models, settings
 from prunelab.errors import PrunelabError
 from prunelab.lab.live import PruningExplorer
-from prunelab.structure import export
+from prunelab.lab.live import explorer as live
+from prunelab.runs.columns import short
+from prunelab.shrink import remove_dead
+from prunelab.structure import cost, export
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +366,29 @@ def test_the_small_model_has_the_answers_of_the_one_that_is_shown(model, digits,
     with torch.no_grad():
         torch.testing.assert_close(small(x), explorer.model(x), rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_what_shrinking_gives_is_measured_when_the_hand_rests(model, digits, monkeypatch):
+    monkeypatch.setattr(live, "SETTLED", 0.05)
+    explorer = PruningExplorer(model, digits, granularity="neuron", rate=0.3, evaluate=20)
+
+    async def move():
+        explorer.rate.set_state({"index": 40})
+        explorer.rate.set_state({"index": 50})
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if "shrunk" in explorer._screen.facts.value:
+                break
+
+    asyncio.run(move())
+    small = remove_dead(model, explorer.masks, digits.scale(digits.validation.x[:1])).model
+    found = explorer.shrunk()
+    assert found["parameters"] == tuple(sum(p.numel() for p in net.parameters()) for net in (small, model))
+    assert found["macs"] == tuple(cost.macs(net, digits.shape) for net in (small, model))
+    assert all(seconds > 0 for seconds in found["latency"])
+    assert f"shrunk: parameters of {short(found['parameters'][1])}" in text(explorer._screen.facts)
+    explorer.rate.value = 0.6
+    assert "shrunk" not in text(explorer._screen.facts), "of other masks"
 
 
 def test_a_state_goes_to_another_explorer(model, digits):

@@ -7,6 +7,7 @@ The one module above both sides: it computes with torch (``live.pruning``, ``liv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import html
 import threading
@@ -38,6 +39,7 @@ from prunelab.structure import export
 
 STANDARD = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # those that a sweep visits
 HURRY, REST = 0.2, 0.02  # seconds: what a move may measure for, and how long the rest of it waits for another move
+SETTLED = 0.5  # seconds without a move, after which the network is shrunk and timed
 PAUSE = 1.0  # seconds; moves of one control that follow each other faster are undone together
 
 
@@ -249,6 +251,21 @@ class PruningExplorer(Page):
             self._say(f"Saved: {path.resolve()}")
             return path
 
+    def shrunk(self) -> dict[str, tuple[float, float]]:
+        """What the network that is shown costs without what is gone, and the whole one, measured now, and shown.
+
+        Returns:
+            parameters, macs (of a sample), bytes and latency (seconds, of 32 samples, the median of seven turns), each
+            with that of the whole network. When whole neurons or filters go and the hand rests, it is shown by itself.
+
+        Raises:
+            PrunelabError: the network cannot be made smaller.
+        """
+        with self._lock:
+            found = self._subject.shrunk(self._masks)
+            self._screen.show_shrunk(self._masks, found)
+            return found
+
     def pin(self) -> None:
         """Hold the curve that is shown beside the next ones, or let go of the one that is held.
 
@@ -458,6 +475,15 @@ class PruningExplorer(Page):
         self._show_below()
         self._controls.suit(position, subject.competing(position), bool(self._past))
         self._refresh_code()
+        if browser is not None and position.granularity != "weight":
+            browser.call_later(SETTLED, self._show_shrunk, position)
+
+    def _show_shrunk(self, position: Position) -> None:
+        """What shrinking gives, once the hand rests; nothing where the network cannot be made smaller."""
+        with self._lock, self._errors_shown(again=False):
+            if self._shown is position and self._rest is None and self._masks.weights.sparsity > 0:
+                with contextlib.suppress(PrunelabError):  # the button "save small model" says why
+                    self.shrunk()
 
     def _show_below(self) -> None:
         answers = self._answers.get((self._subject.base.number, self._shown))

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ from prunelab.settings import Prune
 from prunelab.shrink import remove_dead
 from prunelab.structure import cost
 from prunelab.structure.forward import copied, copies, looking, rows, unwrapped
+from prunelab.structure.report import latencies
 
 TRAINING = 1000  # samples that scores look at, where no batches are given
 BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
 PIECE = 1 << 16  # weights that are compared at a time
 INFINITE = np.float32(np.inf).view(np.uint32)  # more than the bits of any number
+TIMED = 32  # samples in a batch that is timed
 SCORES = 4  # of so many methods the scores are kept, so that two of them can be held beside each other
 LARGE = 2 * 10**10  # multiply-accumulates of a sample for which a smaller network pays
 WORTHWHILE = 0.8  # ... where no more of them than this are left
@@ -309,6 +312,24 @@ class Subject:
         if self._sample is None:
             raise PrunelabError("a smaller network is made by running it: give data too, samples of its inputs")
         return remove_dead(self._model, masks, rows(self._sample.x, slice(0, 1))).model
+
+    def shrunk(self, masks: Masks) -> dict[str, tuple[float, float]]:
+        """What the network without what is gone costs, and the whole one: parameters, macs, bytes, latency (seconds).
+
+        Latency is that of ``TIMED`` samples, the median of seven turns.
+
+        Raises:
+            PrunelabError: it cannot be made smaller.
+        """
+        small, some = self.small(masks), rows(self.inputs, slice(0, TIMED))
+        times = latencies({"small": small, "dense": self._model}, some, 7)
+        sides = {"small": small, "dense": self._model}
+        prices = {name: cost.summarise(net, rows(some, slice(0, 1))) for name, net in sides.items()}
+        found = {
+            name: (price.parameters, price.macs, price.bytes, median(times[name])) for name, price in prices.items()
+        }
+        names = ("parameters", "macs", "bytes", "latency")
+        return dict(zip(names, zip(found["small"], found["dense"], strict=True), strict=True))
 
     def value(self, masks: Masks) -> float:
         """The measure on the whole sample."""
