@@ -186,9 +186,17 @@ def _stays(seen: Seen) -> dict[int, str]:
     fixed = torch.zeros(int(seen.root.max()) + 1, dtype=torch.bool)
     fixed[[*why, *seen.soft]] = True
     shapes = {name: seen.shapes[number] for number, name in seen.names.items()}
-    reached = live(seen, Constants(seen, anything(shapes)).reads, fixed)
-    for group in (~reached).nonzero().flatten().tolist():
-        why[group] = "no output of the model depends on it"
+    reads = Constants(seen, anything(shapes)).reads
+    reached = live(seen, reads, fixed)
+    while not bool(reached.all()):  # what leads nowhere stays where it ends; before that it may shrink
+        ends = ~reached
+        for read in reads:
+            ends[seen.root[read.columns]] = False
+        if not bool(ends.any()):
+            ends = ~reached
+        for group in ends.nonzero().flatten().tolist():
+            why[group] = "no output of the model depends on it"
+        reached = live(seen, reads, reached | ends)
     return why
 
 
