@@ -33,6 +33,8 @@ from prunelab.structure.export import (
 )
 from prunelab.tensor_file import TensorFile
 
+pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
+
 
 def small_net():
     return nn.Sequential(

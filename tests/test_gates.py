@@ -22,6 +22,7 @@ from prunelab.structure.export import load, save, to_onnx, to_torch_prune
 from prunelab.training.experiment import run_all
 from prunelab.training.load import masks_at, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 SIZES = (4, 6, 8)
 X = torch.randn(5, 3, 16, 16)
 

@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, first_line
+from prunelab.gates import Gate
 
 FIXED = 0  # the number of everything that cannot go
 OUTPUT = "it is an output of the model"
@@ -581,7 +582,8 @@ class _Watch(TorchDispatchMode):
                         self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
                     layer = self.ends(layer, dims)
                 else:
-                    self.pin(layer, self.why("reads all channels at once"))
+                    if args[0] not in self.weights or name not in ("all", "any"):  # a branch on what is learnt
+                        self.pin(layer, self.why("reads all channels at once"))
                     layer = None
             if layer is not None:
                 small = layer if name in _SCANS else _narrowed(layer, dims)
@@ -1103,6 +1105,9 @@ def watch(model: nn.Module, example: Any) -> Seen:
 
 def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
     double = duplicate(model, {id(p): p for p in model.parameters()}).eval()
+    for module in double.modules():
+        if isinstance(module, Gate):
+            module.open.zero_()  # one that is open everywhere does nothing, so that nothing would be seen of it
     own = named_tensors(double)
     by_id: dict[int, str] = {}
     for name, tensor in own.items():
