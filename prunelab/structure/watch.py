@@ -125,6 +125,7 @@ class Seen:
         constants: tensor number -> a tensor that depends on nothing.
         sizes: module -> size -> numbers [size, ...] of the axes that had it there.
         pads: (module, attribute, place, numbers) of channels that only a padding adds, as many as the attribute says.
+        weights: tensor numbers of what is made of parameters and constants alone.
         outputs: tensor numbers of what the model gave.
         products: blocks [rows, columns] of which whole rows and whole columns can go, since they are turned around.
         scaled: groups [rows, columns] over which two activations are multiplied and summed: queries and keys.
@@ -145,6 +146,7 @@ class Seen:
     constants: dict[int, Tensor]
     sizes: dict[str, dict[int, list[Tensor]]]
     pads: list[tuple[str, str, int, Tensor]]
+    weights: set[int]
     outputs: list[int]
     scaled: list[Tensor]
 
@@ -1178,6 +1180,6 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.pads, seen.outputs,
+        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.pads, seen.weights, seen.outputs,
         [root[cells] for cells in seen.scaled],
     )  # fmt: skip
