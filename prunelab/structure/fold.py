@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunelab.structure.watch import Op, Ref, Seen, along, bound, compact, moves, varying
+from prunelab.structure.watch import Op, Ref, Seen, along, bound, compact, moves, settled, varying
 
 Value = Tensor | None  # expanded to the tensor's shape; NaN: depends on the input; None: all of it does
 _KEEPS = ("max_pool", "adaptive_", "_adaptive", "upsample", "_upsample", "reflection", "replication", "fractional")
@@ -167,11 +167,11 @@ class Constants:
 
     def _move(self, op: Op) -> Any:
         value = self.of(op.args[0])
-        return (
-            None
-            if value is None
-            else list(moves(op.func, op.name, op.args, op.kwargs, value, self.seen.shapes[op.outs[0]]))
-        )
+        if value is None:
+            return None
+        bits = value.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[value.element_size()])  # NaN equals NaN
+        moved = moves(op.func, op.name, op.args, op.kwargs, bits, self.seen.shapes[op.outs[0]])
+        return [settled(part, bits).view(value.dtype) for part in moved]
 
     def _cat(self, op: Op) -> Value:
         shape = self.seen.shapes[op.outs[0]]
@@ -222,7 +222,7 @@ class Constants:
         if isinstance(op.extra, tuple) and op.name in ("sum", "linalg_vector_norm", "norm", "mean"):
             for layer in op.extra[0]:
                 self._summed(op, layer, value)
-        if value is None or not isinstance(op.extra, tuple) or len(op.outs) > 1:
+        if value is None or not isinstance(op.extra, tuple):
             return None
         given, rank = bound(op.func, op.args, op.kwargs), value.dim()
         dims = given.get("dim")

@@ -292,7 +292,7 @@ def _made(
     instead: dict[int, Any] = {}
     groups: dict[int, int] = {}
     for name, tensor in own.items():
-        if name not in index and name not in changed:
+        if name not in index and (name not in changed or id(tensor) in instead):  # or it has several names
             continue
         part = values[name].detach()
         part = cut(part, index[name]) if name in index else part.clone()

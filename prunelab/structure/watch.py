@@ -21,7 +21,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,8 @@ OUTPUT = "it is an output of the model"
 STATISTICS = "statistics over channels"
 _MOVES = {
     "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90",
+    "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
 _POINTWISE = {
     "copy", "fill", "zero", "_to_copy", "hardswish", "elu", "celu", "_prelu_kernel", "prelu", "tril", "triu", "dropout",
@@ -175,6 +176,12 @@ def settle(layer: Tensor) -> Tensor:
     return small.expand(layer.shape)
 
 
+def settled(part: Tensor, whole: Tensor) -> Tensor:
+    """What was moved, settled where that may have become necessary: it was copied, or an axis was split into two."""
+    copied = part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+    return settle(part) if copied or len(varying(part)) > len(varying(whole)) else part
+
+
 def along(layer: Tensor, dim: int) -> Tensor:
     """The numbers of a layer by the indices of one axis: [size, others]."""
     small = compact(layer)
@@ -196,6 +203,7 @@ class _Watch(TorchDispatchMode):
         self.tape: list[Op] = []
         self.layers: dict[int, list[Tensor]] = {}
         self.shapes: dict[int, torch.Size] = {}
+        self.expanded: dict[int, set[int]] = {}
         self.names: dict[int, str] = {}
         self.known: dict[str, int] = {}
         self.constants: dict[int, Tensor] = {}
@@ -226,6 +234,9 @@ class _Watch(TorchDispatchMode):
     def new(self, tensor: Tensor, layers: list[Tensor]) -> int:
         self.tensors += 1
         self.layers[self.tensors], self.shapes[self.tensors] = layers, tensor.shape
+        if 0 in tensor.stride():
+            uniform = {d for d, step in enumerate(tensor.stride()) if not step}
+            self.expanded[self.tensors] = uniform.difference(*map(varying, layers))
         return self.tensors
 
     def ref(self, tensor: Tensor) -> Ref:
@@ -421,7 +432,7 @@ class _Watch(TorchDispatchMode):
                 self.family[number] = root
             self.members.setdefault(root, []).extend(numbers)
         if kind in ("move", "factory", "pad", "cat"):
-            for number in numbers:
+            for number in (*numbers, *(ref for ref in refs[:1] if isinstance(ref, Ref))):
                 self.note(number)
         self.tape.append(Op(name, kind, func, refs, options, numbers, self.stack[-1], stale, extra))
 
@@ -436,6 +447,11 @@ class _Watch(TorchDispatchMode):
     def operand(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
         return self.shapes[value], self.layers[value]
 
+    def spread(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
+        """An operand of something pointwise; axes that ``expand`` made of one element are as large as the others' are."""
+        shape, layers = self.operand(value)
+        return [1 if d in self.expanded.get(value, ()) else n for d, n in enumerate(shape)], layers
+
     # rules: each gives the layers of each result ----------------------------------------------------------------------
 
     def _unknown(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
@@ -446,7 +462,7 @@ class _Watch(TorchDispatchMode):
         return [[] for _ in outs], None
 
     def _pointwise(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
-        parts = [self.operand(ref) for ref in tree_leaves((args, kwargs)) if isinstance(ref, Ref)]
+        parts = [self.spread(ref) for ref in tree_leaves((args, kwargs)) if isinstance(ref, Ref)]
         if name.endswith("_like"):
             parts = parts[:1]
         met = self.meet(parts, outs[0].shape)
@@ -463,8 +479,7 @@ class _Watch(TorchDispatchMode):
             moved = moves(func, name, args, kwargs, layer, outs[0].shape)
             self._parts(name, args, kwargs, layer, shape)
             for own, part in zip(found, moved, strict=True):
-                if part.untyped_storage().data_ptr() != layer.untyped_storage().data_ptr():
-                    part = settle(part)
+                part = settled(part, layer)
                 if varying(part):
                     own.append(part)
                     self.rectangular(part)
@@ -474,6 +489,7 @@ class _Watch(TorchDispatchMode):
 
     def _parts(self, name: str, args: Any, kwargs: Any, layer: Tensor, shape: Sequence[int]) -> None:
         """Cuts through channels: the parts are equally large afterwards, too, or are there, too."""
+        name = name.removeprefix("unsafe_")
         dim = {"split": 2, "split_with_sizes": 2, "unbind": 1, "select": 1, "slice": 1}.get(name)
         if dim is None or not shape:
             return
@@ -583,6 +599,8 @@ class _Watch(TorchDispatchMode):
                     if name in _MEANS:
                         self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
                     layer = self.ends(layer, dims)
+                elif varying(layer) - dims:  # rows of channels: those that are read together go together
+                    layer = self.uniform(layer, dims)
                 else:
                     if args[0] not in self.weights or name not in ("all", "any"):  # a branch on what is learnt
                         self.pin(layer, self.why("reads all channels at once"))
@@ -685,23 +703,23 @@ class _Watch(TorchDispatchMode):
         outputs: int, turned: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
         """A grouped convolution: equally many inputs and outputs in each group that is left, or whole groups."""
-        direct = self.names.get(w)
+        own = self.owner(rows) or self.owner(columns)
         if turned:  # [inputs, outputs of a group]: rows are those of a group, columns are all inputs
             made = self.fresh(outputs) if outputs // groups > 1 else columns
             if channels is not None and columns is not None:
                 self.join(channels, columns)
             elif columns is not None:
                 self.pin(columns, self.why("reads an input of the model"))
-            if made is not None and not inputs == groups == outputs:
-                self.columns[direct or ""] = (1, made.view(groups, -1))
+            if made is not None and own is not None and not inputs == groups == outputs:
+                self.columns[own] = (1, made.view(groups, -1))
             channels = columns
         else:
             made = rows
-            if channels is not None and not inputs == groups == outputs:
-                self.columns[direct or ""] = (1, channels.view(groups, -1))
+            if channels is not None and own is not None and not inputs == groups == outputs:
+                self.columns[own] = (1, channels.view(groups, -1))
             elif columns is not None:
                 self.pin(columns, self.why("reads what cannot go"))
-        if direct is None or made is None:
+        if own is None or made is None:
             for numbers in (channels, rows, columns):
                 if numbers is not None:
                     self.pin(numbers, self.why("has groups and a weight that is computed"))
@@ -716,6 +734,14 @@ class _Watch(TorchDispatchMode):
             self.block(number, channels.view(groups, -1))
             self.block(number, made.view(groups, -1))
         return [channels], [made]
+
+    def owner(self, numbers: Tensor | None) -> str | None:
+        """The parameter that has these numbers along an axis: the weight, or what it is computed from."""
+        if numbers is None:
+            return None
+        first = int(numbers[0])
+        found = ((name, own) for name, axes in self.slots.items() for own in axes.values() if int(own[0]) == first)
+        return next((name for name, own in found if torch.equal(own, numbers)), None)
 
     def channels(self, ref: Ref, dim: int = 1) -> Tensor | None:
         """The numbers along one axis, the same everywhere else; None: there are none."""
@@ -780,6 +806,10 @@ class _Watch(TorchDispatchMode):
         own = [ref for ref in args[1:5] if isinstance(ref, Ref)]
         tail = (None,) * (len(shape) - 2)
         parts = [((self.shapes[ref][0], *(1,) * len(tail)), [t[(..., *tail)] for t in self.layers[ref]]) for ref in own]
+        if not isinstance(args[3], Ref) or bound(func, args, kwargs).get("training"):
+            for layer in self.layers[args[0]]:
+                if varying(layer) - {1}:
+                    self.pin(layer, self.why(f"takes {STATISTICS}"), soft=True)
         met = self.meet([self.operand(args[0]), *parts], shape)
         return [met, *([] for _ in outs[1:])], None
 

@@ -13,7 +13,6 @@ from prunelab.structure.export import ExportError, load, save, to_onnx
 from prunelab.structure.report import report
 from prunelab.structure.shrink import TOLERANCE, ShrinkError, batchnorms, carry, norms, remove_dead, shrink
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 
 
