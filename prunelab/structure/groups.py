@@ -147,9 +147,9 @@ class Analysis:
     def fixed(self, exact: bool) -> Tensor:
         """Bool [groups], those that stay whatever the weights are."""
         stays = torch.zeros(len(self.space), dtype=torch.bool)
-        stays[list(self.why)] = True
+        stays[torch.tensor(list(self.why), dtype=torch.long)] = True
         if exact:
-            stays[list(self.seen.soft)] = True
+            stays[torch.tensor(list(self.seen.soft), dtype=torch.long)] = True
         return stays
 
 
@@ -184,11 +184,19 @@ def _stays(seen: Seen) -> dict[int, str]:
     """Group -> why it stays, whatever the weights are; what no output depends on is left alone, too."""
     why = dict(seen.pinned)
     fixed = torch.zeros(int(seen.root.max()) + 1, dtype=torch.bool)
-    fixed[[*why, *seen.soft]] = True
+    fixed[torch.tensor([*why, *seen.soft], dtype=torch.long)] = True
     shapes = {name: seen.shapes[number] for number, name in seen.names.items()}
-    reached = live(seen, Constants(seen, anything(shapes)).reads, fixed)
-    for group in (~reached).nonzero().flatten().tolist():
-        why[group] = "no output of the model depends on it"
+    reads = Constants(seen, anything(shapes)).reads
+    reached = live(seen, reads, fixed)
+    while not bool(reached.all()):  # what leads nowhere stays where it ends; before that it may shrink
+        ends = ~reached
+        for read in reads:
+            ends[seen.root[read.columns]] = False
+        if not bool(ends.any()):
+            ends = ~reached
+        for group in ends.nonzero().flatten().tolist():
+            why[group] = "no output of the model depends on it"
+        reached = live(seen, reads, reached | ends)
     return why
 
 
@@ -272,8 +280,9 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
     stays = torch.zeros(size, dtype=torch.bool)
     stays[merged[found.fixed(exact)]] = True
     why: dict[int, str] = {}
+    place = merged.tolist()
     for group, reason in itertools.chain(found.why.items(), seen.soft.items() if exact else ()):
-        why.setdefault(int(merged[group]), reason)
+        why.setdefault(place[group], reason)
     made = _made(seen)
     parts = _components(size, ((g[:1].expand_as(g), g) for g in (merged[g[g != seen.root[FIXED]]] for _, _, g in made)))
     owners: dict[int, str] = {}
