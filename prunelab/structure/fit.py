@@ -41,7 +41,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
             for module in norms:
                 module.momentum = None
                 module.training = True
-            args, kwargs = ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {}) if isinstance(batch, tuple | list) else ((batch,), {})
+            args, kwargs = (
+                ((), dict(batch))
+                if isinstance(batch, Mapping)
+                else (tuple(batch), {})
+                if isinstance(batch, tuple | list)
+                else ((batch,), {})
+            )
             model(*args, **kwargs)
             count += 1
     except (RuntimeError, ValueError, TypeError) as error:
@@ -72,7 +78,9 @@ def fit(model: nn.Module, state_dict: Mapping[str, Tensor], example: Any = None)
     state = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
     own = named_tensors(inner)
     for name, tensor in state.items():
-        if name in own and (own[name].dim() != tensor.dim() or any(a < b for a, b in zip(own[name].shape, tensor.shape, strict=True))):
+        if name in own and (
+            own[name].dim() != tensor.dim() or any(a < b for a, b in zip(own[name].shape, tensor.shape, strict=True))
+        ):
             raise ShrinkError(f"{name}: shape {tuple(tensor.shape)} is no part of {tuple(own[name].shape)}")
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     instead: dict[int, Any] = {}

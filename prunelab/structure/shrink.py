@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -169,16 +169,24 @@ def positions(seen: Seen, stays: Tensor, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def follow(
-    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: bool
-) -> None:
-    """Give whole numbers in modules the sizes that they have now."""
-    after = named_tensors(small)
+    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: bool,
+    but: Collection[str] = (),
+) -> set[str]:  # fmt: skip
+    """Give whole numbers in modules the sizes that they have now.
+
+    Args:
+        guess: whether to take any number that equals a size for that size, but in the modules ``but``.
+
+    Returns:
+        The modules in which something was guessed.
+    """
+    after, guessed = named_tensors(small), set()
     for prefix, module in small.named_modules():
         own = {name: (f"{prefix}.{name}" if prefix else name) for name in (*module._parameters, *module._buffers)}
         if all(tuple(after[full].shape) == tuple(before[full]) for full in own.values() if full in after) and not guess:
             continue
         known = _counted(module, prefix, before, after)
-        if guess:
+        if guess and prefix not in but:
             sizes = _sizes(seen, stays, prefix)
             for attribute, value in list(vars(module).items()):
                 if attribute in known or attribute in _NEVER or attribute.startswith("_"):
@@ -186,9 +194,11 @@ def follow(
                 new = _renumbered(module, attribute, value, sizes)
                 if new is not None:
                     known[attribute] = new
+                    guessed |= {prefix} if new != value else set()
         for attribute, value in known.items():
             if getattr(module, attribute) != value:
                 setattr(module, attribute, value)
+    return guessed
 
 
 def _counted(
@@ -263,9 +273,10 @@ def _renumbered(module: nn.Module, attribute: str, value: Any, sizes: Mapping[in
 
 
 def _made(
-    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: bool
-) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]]]:
-    """A copy of a model with smaller parameters and buffers."""
+    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: bool,
+    but: Collection[str] = (),
+) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]], set[str]]:  # fmt: skip
+    """A copy of a model with smaller parameters and buffers, and the modules in which sizes were guessed."""
     own = named_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     index = positions(seen, stays, shapes)
@@ -282,10 +293,10 @@ def _made(
         if name in seen.columns:
             part._groups = int(stays[seen.root[seen.columns[name][1]]].any(1).sum())
     small = duplicate(model, instead)
-    follow(small, shapes, seen, stays, guess)
+    guessed = follow(small, shapes, seen, stays, guess, but)
     for part in instead.values():
         vars(part).pop("_groups", None)
-    return small, index
+    return small, index, guessed
 
 
 def made_with(model: nn.Module, seen: Seen, stays: Tensor) -> nn.Module:
@@ -508,11 +519,17 @@ class _Job:
             if tried is None:
                 continue
             names = changed | {name for name, value in tried.items() if value is not values[name]}
-            small, index = _made(self.model, self.found.seen, tried, names, stays, guess)
-            problem = self.compare(small)
-            if problem is None:
-                return small, index, None, None
-            first = first or problem
+            but: set[str] = set()
+            while True:
+                small, index, guessed = _made(self.model, self.found.seen, tried, names, stays, guess, but)
+                problem = self.compare(small)
+                if problem is None:
+                    return small, index, None, None
+                first = first or problem
+                wrong = _around(problem[1]) & guessed  # a number that only looked like a size, perhaps
+                if not wrong:
+                    break
+                but.add(max(wrong, key=len))
         return None, {}, *first
 
     def rescaled(self, values: dict[str, Tensor], changed: set[str], stays: Tensor) -> dict[str, Tensor] | None:
@@ -675,6 +692,12 @@ class _Job:
             most = max(count, key=count.__getitem__)
             line = f"{left} of {asked} channels that are pruned could not be removed; {count[most]} of them: {most}"
             warnings.warn(line, NotRemoved, stacklevel=4)
+
+
+def _around(module: str | None) -> set[str]:
+    """A module and those that it is in."""
+    parts = [] if module is None else module.split(".")
+    return {".".join(parts[:n]) for n in range(len(parts) + 1)} if module is not None else set()
 
 
 def _like(value: Tensor, old: Tensor) -> Tensor:

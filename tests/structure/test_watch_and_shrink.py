@@ -28,7 +28,9 @@ class NormAct(nn.BatchNorm2d):
     """A BatchNorm with a forward of its own, as many packages have it."""
 
     def forward(self, x):
-        return F.relu(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps))
+        return F.relu(
+            F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+        )
 
 
 class Branch(nn.Module):
