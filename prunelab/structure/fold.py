@@ -442,9 +442,27 @@ class Constants:
         return out if rank == 3 else out.reshape(out.shape[3 - rank :]) if rank == 2 else None
 
     def _trilinear(self, op: Op) -> Value:
+        """A product of three: what is 0 adds nothing, all else is read."""
+        dims, rank = sorted(op.args[6]), len(self.seen.shapes[op.outs[0]]) + len(op.args[6])
+        adds = torch.ones((1,) * rank, dtype=torch.bool)
+        for ref, places in zip(op.args[:3], op.args[3:6], strict=True):
+            value = self.of(ref)
+            part = torch.full((), math.nan) if value is None else compact(value)
+            for d in places if value is not None else ():
+                part = part.unsqueeze(d)
+            adds = adds & (part != 0)  # NaN is not 0
+        row = next((layer for layer in op.extra[0] if not varying(layer) & set(dims)), None)
         for layer in op.extra[0]:
-            self._unread(op, layer)
-        return None
+            if not varying(layer) & set(dims):
+                continue
+            (d,), at = varying(layer), None if row is None else min(varying(row))
+            sums = [e for e in range(rank) if e not in (d, at)]
+            pattern = adds.amax(sums, keepdim=True).expand([n if e in (d, at) else 1 for e, n in enumerate(layer.shape)])
+            pattern = pattern.movedim(d, -1).reshape(-1, layer.shape[d])
+            level = torch.where(pattern.any(0), math.nan, 0.0).double()
+            rows = None if row is None else along(row, at)[:, 0]
+            self.reads.append(Read(along(layer, d)[:, 0], rows, pattern, level, level == 0, None, None, op.module))
+        return torch.where(adds.amax(dims), math.nan, 0.0).double()
 
     # where constants can go ------------------------------------------------------------------------------------------
 
