@@ -599,13 +599,30 @@ class _Job:
             while not near and where:
                 where = where.rpartition(".")[0]
                 near = self.near(where) & set(removed)
-            self.back |= dict.fromkeys(near or removed, problem)
+            self.back |= dict.fromkeys(self.culprit(where, removed) or near or removed, problem)
             return
         good = self.halved(removed, [])
         self.back |= dict.fromkeys(set(removed) - set(good), problem)
 
+    def culprit(self, module: str, removed: Sequence[int]) -> set[int]:
+        """The one space, of few, without which a model gets further than this module; none: it takes more than one."""
+        order = {op.module: place for place, op in enumerate(self.found.seen.tape)}
+        touched = sorted(self.touched(module)[0] & set(removed))
+        for space in touched if 1 < len(touched) <= 4 else ():
+            _, _, problem, where = self.attempt(self.stays([space]))
+            if problem is None or (where is not None and order.get(where, 0) > order.get(module, 0)):
+                return {space}
+        return set()
+
     def near(self, module: str) -> set[int]:
         """The spaces whose channels are made, read or counted in a module; those that only it makes, where there are."""
+        touched, outside = self.touched(module)
+        alone = touched - outside - set(self.back)
+        pruned = ~self.stays()[torch.isin(self.found.space, torch.tensor(sorted(alone)))]
+        return alone if alone and bool(pruned.any()) else touched
+
+    def touched(self, module: str) -> tuple[set[int], set[int]]:
+        """The spaces whose channels are made, read or counted in a module; those that are made outside of it."""
         seen, space = self.found.seen, self.found.space
         inside = f"{module}." if module else ""
         touched: set[int] = set()
@@ -619,12 +636,7 @@ class _Job:
                     outside |= set(space[seen.root[numbers]].tolist())
         for numbers in (n for size in seen.sizes.get(module, {}).values() for n in size):
             touched |= set(space[seen.root[numbers]].flatten().tolist())
-        alone = touched - outside - set(self.back) - {-1}
-        return (
-            alone
-            if alone and bool((~self.stays()[torch.isin(space, torch.tensor(sorted(alone)))]).any())
-            else touched - {-1}
-        )
+        return touched - {-1}, outside
 
     def halved(self, spaces: list[int], kept: list[int]) -> list[int]:
         """As many of some spaces as can be made smaller together with those that can already."""
