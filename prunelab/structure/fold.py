@@ -215,6 +215,17 @@ class Constants:
             keeps = not padded and not given.get("divisor_override")
         return small if keeps else torch.where(small == 0, small, math.nan)
 
+    def _index_put(self, op: Op) -> Value:
+        """Rows of another tensor in the place of some: what is the same constant in both is one."""
+        own, other = (self.of(ref) for ref in (op.args[0], op.args[2]))
+        if own is None or other is None:
+            return None
+        one, two = (along(value, 1).double() if value.dim() > 1 else value.double().view(1, -1) for value in (own, other))
+        one, two = (torch.where((part == part[:, :1]).all(1), part[:, 0], math.nan) for part in (one, two))
+        shape = self.seen.shapes[op.outs[0]]
+        same = torch.where(one == two, one, math.nan)
+        return same.view(1, -1, *[1] * (len(shape) - 2)) if len(shape) > 1 else None
+
     def _reduce(self, op: Op) -> Value:
         value = self.of(op.args[0])
         if isinstance(op.extra, tuple) and op.name in ("sum", "linalg_vector_norm", "norm", "mean"):
