@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from prunelab.masks import Masks
 from prunelab.pruners.select import unit_masks
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 from prunelab.structure import cost
 
 PART = 0.8

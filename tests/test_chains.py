@@ -11,7 +11,7 @@ from torch import nn
 from prunelab.chains import ShrinkError, chain, compact, cut, live_units, remove_units, spread, then, whole_index
 from prunelab.masks import MaskError
 from prunelab.models import mlp
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 
 
 def lenet(padding: int, hidden: int) -> nn.Sequential:

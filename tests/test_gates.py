@@ -16,7 +16,7 @@ from prunelab.papers.nnrelief.published_counts import counted_parameters, flops
 from prunelab.pruners import prune
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 from prunelab.structure import cost
 from prunelab.structure.export import load, save, to_onnx, to_torch_prune
 from prunelab.training.experiment import run_all

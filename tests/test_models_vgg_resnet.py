@@ -7,7 +7,7 @@ from prunelab import models
 from prunelab.errors import PrunelabError
 from prunelab.pruners import prune
 from prunelab.settings import Model
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 
 COUNTS = {
     ("vgg_like", 10): 14_990_922, ("vgg13", 10): 9_941_322, ("vgg16", 10): 15_253_578, ("vgg19", 10): 20_565_834,

@@ -9,7 +9,7 @@ from torch import nn
 from prunelab.errors import PrunelabError
 from prunelab.models import mlp
 from prunelab.pruners import prune
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 from prunelab.structure.report import _median_interval, latencies, report
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab.errors import PrunelabError
-from prunelab.graph import evaluating
+from prunelab.structure.watch import evaluating
 from prunelab.pruners.scores import wide
 
 # What may stand between a layer and the place where its units are looked at; each treats every unit by itself.

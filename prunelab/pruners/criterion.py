@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from prunelab.errors import PrunelabError
-from prunelab.graph import evaluating
+from prunelab.structure.watch import evaluating
 from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.activations import logits
 from prunelab.pruners.scores import reduce_to_units, wide

@@ -12,7 +12,7 @@ from prunelab.masks import Masks, layer_of
 from prunelab.pruners.scores import wide
 from prunelab.pruners.select import Granularity, keep_highest_units, scored_names, unit_masks, units_of
 from prunelab.settings import settings
-from prunelab.shrink import joined_layers
+from prunelab.structure.shrink import joined_layers
 
 
 @settings

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
-from prunelab.graph import evaluating
+from prunelab.structure.watch import evaluating
 from prunelab.masks import Masks
 from prunelab.pruners.activations import logits
 from prunelab.pruners.dropnet import Variant, drop_units, without_units

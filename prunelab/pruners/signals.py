@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
-from prunelab.graph import evaluating
+from prunelab.structure.watch import evaluating
 
 Reduce = Literal["mean_of_norm", "norm_of_mean", "sum"]
 _BUDGET = 1 << 24  # numbers of the largest intermediate result: 64 MB of float32

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units, whole_index
-from prunelab.graph import GraphError
+from prunelab.structure.watch import StructureError
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.during import Change, Moment, Progress
@@ -23,7 +23,7 @@ from prunelab.pruners.scores import magnitude, random, reduce_to_units
 from prunelab.pruners.select import keep_highest_units, scored_names, unit_masks, units_of
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
-from prunelab.shrink import remove_dead
+from prunelab.structure.shrink import remove_dead
 from prunelab.structure.cost import layer_macs
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _inputs_left(now: Moment) -> dict[str, Tensor]:
     try:
         chain(now.model)  # what went from a chain went physically
     except ShrinkError:
-        with contextlib.suppress(ShrinkError, GraphError):
+        with contextlib.suppress(StructureError):
             index = remove_dead(now.model, now.masks, example[0][:2]).index
             return {name: axes[1] for name, axes in index.items() if len(axes) > 1 and axes[1].dim() == 1}
     return {}

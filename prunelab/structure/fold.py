@@ -208,12 +208,8 @@ class Constants:
         value, shape = self.of(op.args[0]), self.seen.shapes[op.outs[0]]
         if value is None or varying(value) & set(range(2, len(shape))):
             return None
-        given = bound(op.func, op.args, op.kwargs)
-        small, keeps = compact(value), op.name.startswith(_KEEPS)
-        if op.name.startswith("avg_pool"):
-            padded = any(given.get("padding") or ()) and given.get("count_include_pad", True)
-            keeps = not padded and not given.get("divisor_override")
-        return small if keeps else torch.where(small == 0, small, math.nan)
+        small = compact(value)
+        return small if _borderless(op) else torch.where(small == 0, small, math.nan)
 
     def _index_put(self, op: Op) -> Value:
         """Rows of another tensor in the place of some: what is the same constant in both is one."""
@@ -500,9 +496,7 @@ class Constants:
                 hit = channels[order][at] == rows
                 found.append((-1, torch.where(hit, slots[order][at], -1)))
                 continue
-            border = op.kind == "spatial" and (
-                not op.name.startswith(("max_pool", "adaptive", "_adaptive", "upsample"))
-            )
+            border = op.kind == "spatial" and not _borderless(op)
             nothing = op.kind == "pointwise" and op.name in ("clone", "_to_copy", "contiguous", "dropout")
             if op.kind not in ("move", "cat") and not nothing and (op.kind != "spatial" or border):
                 return None
@@ -512,6 +506,15 @@ class Constants:
                     return None
                 found += further
         return found or None
+
+
+def _borderless(op: Op) -> bool:
+    """Whether a pooling, or the like, gives a constant on as it is, at the border, too."""
+    if not op.name.startswith("avg_pool"):
+        return op.name.startswith(_KEEPS)
+    given = bound(op.func, op.args, op.kwargs)
+    padded = any(given.get("padding") or ()) and given.get("count_include_pad", True)
+    return not padded and not given.get("divisor_override")
 
 
 def _nonzero(value: Tensor) -> Tensor:

@@ -21,9 +21,22 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunelab.errors import PrunelabWarning, first_line
 from prunelab.masks import Masks
-from prunelab.structure.fold import Constants, Read, fold, live
-from prunelab.structure.groups import Analysis, analysis
-from prunelab.structure.watch import Seen, StructureError, duplicate, named_tensors, refuse, run, unwrapped
+from prunelab.structure.fold import Constants, Read, anything, fold, live
+from prunelab.structure.groups import Analysis, analysis, channel_groups
+from prunelab.structure.watch import (
+    OUTPUT,
+    Op,
+    Ref,
+    Seen,
+    StructureError,
+    bound,
+    duplicate,
+    follow_calls,
+    named_tensors,
+    refuse,
+    run,
+    unwrapped,
+)
 
 TOLERANCE = 1e-5  # of the outputs before and after, relative to their largest; our own default
 # The sizes that modules of torch, and their subclasses, keep: attribute -> (parameter or buffer, axis) that it counts.
@@ -35,6 +48,9 @@ _COUNTS = {
     "vdim": (("v_proj_weight", 1), ("in_proj_weight", 1)), "in1_features": (("weight", 1),), "in2_features": (("weight", 2),),
     "proj_size": (("weight_hr_l0", 0),),
 }  # fmt: skip
+# Widths while training are multiples of this: on several threads BatchNorm of 13 channels takes up to three times as
+# long as of 16, on one thread it makes no difference (our own measurement).
+TRAINED_WIDTH = 4
 _NEVER = {
     "kernel_size",
     "stride",
@@ -67,6 +83,7 @@ class Shrunk:
         stayed: layer -> how many of its channels are dead and are still there, and why.
         folded: BatchNorm -> the layer into which it was folded; empty where that was not asked for.
         unfolded: BatchNorm -> why it is still there though folding was asked for.
+        note: one line on what was pruned and could not be removed; None: all of it was.
     """
 
     model: nn.Module
@@ -75,6 +92,7 @@ class Shrunk:
     stayed: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     unfolded: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """Bring a mask, a moment or anything else of the old shape of a parameter to its new shape."""
@@ -182,9 +200,6 @@ def follow(
     """
     after, guessed = named_tensors(small), set()
     for prefix, module in small.named_modules():
-        own = {name: (f"{prefix}.{name}" if prefix else name) for name in (*module._parameters, *module._buffers)}
-        if all(tuple(after[full].shape) == tuple(before[full]) for full in own.values() if full in after) and not guess:
-            continue
         known = _counted(module, prefix, before, after)
         if guess and prefix not in but:
             sizes = _sizes(seen, stays, prefix)
@@ -195,6 +210,11 @@ def follow(
                 if new is not None:
                     known[attribute] = new
                     guessed |= {prefix} if new != value else set()
+        if seen is not None:
+            for _, attribute, place, numbers in (pad for pad in seen.pads if pad[0] == prefix):
+                amounts = list(known.get(attribute, getattr(module, attribute)))
+                amounts[place] = int(stays[seen.root[numbers]].sum())
+                known[attribute] = type(getattr(module, attribute))(amounts)
         for attribute, value in known.items():
             if getattr(module, attribute) != value:
                 setattr(module, attribute, value)
@@ -353,6 +373,8 @@ def shrink(
     if not isinstance(memory_format, torch.memory_format | None):
         raise ShrinkError(f"memory_format = {memory_format!r}: should be None, or torch.channels_last, say")
     result = remove_dead(model, masks, example, exact=exact, round_to=round_to, fold_batchnorm=fold_batchnorm)
+    if result.note is not None:
+        warnings.warn(result.note, NotRemoved, stacklevel=2)
     rule = None if optimizer is None else carry(optimizer, model, result)
     small = result.model
     if memory_format is not None:
@@ -372,7 +394,7 @@ def remove_dead(
 ) -> Shrunk:
     """A smaller model with the outputs, in evaluation mode, of the masked one, and what is left of each layer.
 
-    Arguments, errors and warnings are those of ``shrink``.
+    Arguments and errors are those of ``shrink``; what it warns of is in ``note``.
     """
     if not isinstance(round_to, int) or round_to < 1:
         raise ShrinkError(f"round_to = {round_to!r}: should be a whole number, 1 or more")
@@ -389,11 +411,73 @@ def remove_dead(
     _refuse_empty(seen, constants, alive)
     job = _Job(inner, found, values, reads, alive, fixed, round_to, exact, example)
     small, index, stays = job.best()
-    result = Shrunk(small, index, _units(seen, stays), job.reasons(stays))
-    job.warn(stays, masks, prefix)
+    result = Shrunk(small, index, _units(seen, stays), job.reasons(stays), note=job.note(stays, masks, prefix))
     if fold_batchnorm:
         result = fold_norms(result, example)
     return result
+
+
+@torch.no_grad()
+def dead_units(model: nn.Module, example: Any) -> dict[str, str]:
+    """Layer -> how many of its channels are constant or unread and are there all the same, and why.
+
+    Args:
+        model: any module that runs; zeros of its weights count.
+        example: a batch of inputs, on the model's device.
+    """
+    inner, _ = unwrapped(model)
+    found = analysis(inner, example)
+    values, fixed = named_tensors(inner), found.fixed(True)
+    reads = Constants(found.seen, values).reads
+    job = _Job(inner, found, values, reads, live(found.seen, reads, fixed), fixed, 1, True, example)
+    return job.reasons(torch.ones(len(found.space), dtype=torch.bool), ends=False)
+
+
+@torch.no_grad()
+def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Any) -> Shrunk:
+    """The model without the channels that its masks keep at 0, whatever the other weights become: to train on.
+
+    Unlike what ``remove_dead`` leaves it is the same network in training, too: nothing is folded, and a channel that is
+    silent by its values alone stays. Of a layer that masks empty one stays, and some fill up ``TRAINED_WIDTH``.
+
+    Args:
+        model: any module that runs, its pruned weights at 0; untouched.
+        masks: parameter name -> 0/1 tensor.
+        example: a batch of inputs, on the model's device.
+
+    Returns:
+        The smaller model; ``model`` itself where nothing can go.
+
+    Raises:
+        StructureError: the model does not run on the example.
+    """
+    found = analysis(model, example)
+    seen, own = found.seen, named_tensors(model)
+    values = anything({name: tensor.shape for name, tensor in own.items()})
+    for name, mask in masks.items():
+        kept = math.nan if isinstance(own[name], nn.Parameter) else 1.0
+        values[name] = torch.where(mask.cpu().bool(), kept, 0.0)
+    stays = found.fixed(True)
+    for read in Constants(seen, values).reads:
+        stays[seen.root[read.columns[read.level != 0]]] = True  # NaN, which may be anything, is not 0
+    stays = filled(seen, stays, TRAINED_WIDTH)
+    units = _units(seen, stays)
+    small, index = (model, {}) if bool(stays.all()) else _made(model, seen, own, set(), stays, True)
+    if not index or difference(run(model, example), run(small, example)) > TOLERANCE:
+        return Shrunk(model, {}, units)
+    return Shrunk(small, index, units)
+
+
+def joined_layers(model: nn.Module, example: Any) -> list[list[str]]:
+    """Layers that make channels which go together, as an addition makes them, in forward order: two and more."""
+    spaces = channel_groups(model, example, exact=False).values()
+    groups = [[name.rpartition(".")[0] or name for name in space.layers] for space in spaces]
+    return [group for group in groups if len(group) > 1]
+
+
+def batchnorms(model: nn.Module) -> set[str]:
+    """The names of all BatchNorms of a model."""
+    return {name for name, module in model.named_modules() if hasattr(module, "num_batches_tracked")}
 
 
 def fitting(masks: Mapping[str, Tensor] | None, model: nn.Module) -> Masks:
@@ -490,13 +574,13 @@ class _Job:
             return (duplicate(whole, {}) if changed else whole), {}, stays
         self.examples = [self.example, _other(self.example)]
         self.expected = [run(whole, self.examples[0])]
-        again = run(whole, self.examples[0])
-        if difference(self.expected[0], again) > TOLERANCE:
-            raise ShrinkError("the model gives random outputs in evaluation mode, so nothing can be compared with it")
         if any(bool(t.isnan().any()) for t in self.expected[0] if t.is_floating_point()):
             raise ShrinkError(
                 "the model gives nan for the example, so nothing can be compared with it: give another one"
             )
+        again = run(whole, self.examples[0])
+        if difference(self.expected[0], again) > TOLERANCE:
+            raise ShrinkError("the model gives random outputs in evaluation mode, so nothing can be compared with it")
         try:
             self.expected.append(run(whole, self.examples[1]))
         except StructureError:
@@ -556,10 +640,7 @@ class _Job:
     def compare(self, small: nn.Module) -> tuple[str, str | None] | None:
         """What is wrong with a smaller model, and the module that raised it; None: nothing."""
         stack: list[str] = []
-        handles = []
-        for name, module in small.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+        handles = follow_calls(small, stack)
         try:
             given = [run(small, example) for example in self.examples]
         except StructureError as error:
@@ -649,7 +730,7 @@ class _Job:
         first = self.halved(spaces[:half], kept)
         return first + self.halved(spaces[half:], kept + first)
 
-    def reasons(self, stays: Tensor) -> dict[str, str]:
+    def reasons(self, stays: Tensor, ends: bool = True) -> dict[str, str]:
         """For each layer the channels that are dead, or pruned whole, and stay: how many, and why most of them do."""
         found: dict[str, str] = {}
         for layer, groups, rows in self.dead():
@@ -657,7 +738,7 @@ class _Job:
             for group in groups[rows & stays[groups]].tolist():
                 reason = self.why(group)
                 count[reason] = count.get(reason, 0) + 1
-            lines = [f"{n} of {len(groups)} units: {reason}" for reason, n in count.items()]
+            lines = [f"{n} of {len(groups)} units: {why}" for why, n in count.items() if ends or why != OUTPUT]
             if lines:
                 found[layer] = "; ".join(lines)
         return found
@@ -688,10 +769,10 @@ class _Job:
             level = read.level[own]
             if len(level) and bool((~level.isnan() & (level != 0)).any()) and not bool(level.isnan().any()):
                 stuck = "has no place to fold it into" if read.places is None else "pads its input with zeros"
-                return f"constant but not 0, and {read.module!r} {stuck}"
+                return f"constant but not 0, and module {read.module!r} {stuck}"
         return "what they are joined with is alive"
 
-    def warn(self, stays: Tensor, masks: Masks, prefix: str) -> None:
+    def note(self, stays: Tensor, masks: Masks, prefix: str) -> str | None:
         """One line on what the masks prune whole and what is there all the same."""
         asked, left, count = 0, 0, dict[str, int]()
         for layer, groups, rows in self.dead():
@@ -700,10 +781,10 @@ class _Job:
             for group in groups[rows & stays[groups]].tolist():
                 left += 1
                 count[self.why(group)] = count.get(self.why(group), 0) + 1
-        if left:
-            most = max(count, key=count.__getitem__)
-            line = f"{left} of {asked} channels that are pruned could not be removed; {count[most]} of them: {most}"
-            warnings.warn(line, NotRemoved, stacklevel=4)
+        if not left:
+            return None
+        most = max(count, key=count.__getitem__)
+        return f"{left} of {asked} channels that are pruned could not be removed; {count[most]} of them: {most}"
 
 
 def _around(module: str | None) -> set[str]:
@@ -851,7 +932,7 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
     for op in seen.tape:
         for ref in (ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)):
             readers.setdefault(int(ref), []).append(op)
-            if ref in seen.names and op.kind != "move":
+            if ref in seen.names:
                 uses[seen.names[ref]] = uses.get(seen.names[ref], 0) + 1
     own, plan, left, behind = named_tensors(model), dict[str, _Norm](), dict[str, str](), set[str]()
     shared = {name for name, t in own.items() if sum(other is t for other in own.values()) > 1}
@@ -859,9 +940,12 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
         if op.kind != "batch_norm":
             continue
         names = tuple(seen.names.get(ref) if isinstance(ref, Ref) else None for ref in op.args[1:5])
-        name = next((n.rpartition(".")[0] for n in names if n), op.module)
+        name = _owner(seen, op)
         before, weight = made_by.get(op.args[0]), None
-        while before is not None and before.kind == "pointwise" and before.name in ("clone", "dropout"):
+        while before is not None and len(readers[before.outs[0]]) == 1:
+            taken = before.kind == "batch_norm" and _owner(seen, before) in plan
+            if not taken and not (before.kind == "pointwise" and before.name in ("clone", "dropout")):
+                break
             before = made_by.get(before.args[0])
         if before is not None and before.kind == "convolution":
             weight = seen.names.get(before.extra[1])
@@ -869,15 +953,15 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
             moved = made_by.get(before.extra[1])
             weight = seen.names.get(moved.args[0]) if moved is not None and moved.name in ("t", "transpose") else None
         if names[2] is None or names[3] is None:
-            left[name] = "it has no running statistics"
+            left.setdefault(name, "it has no running statistics")
         elif weight is None:
-            left[name] = "what it reads is not given by a convolution or a Linear"
+            left.setdefault(name, "what it reads is not given by a convolution or a Linear")
         elif len(readers[op.args[0]]) > 1 or op.args[0] in seen.outputs:
-            left[name] = f"what {weight.rpartition('.')[0]!r} gives is also read elsewhere"
+            left.setdefault(name, f"what {weight.rpartition('.')[0]!r} gives is also read elsewhere")
         elif uses[weight] > 1 or weight in shared or any(uses.get(n or "", 1) > 1 for n in names):
-            left[name] = f"{weight.rpartition('.')[0]!r} is used more than once, or it is itself"
+            left.setdefault(name, f"{weight.rpartition('.')[0]!r} is used more than once, or it is itself")
         elif not weight.endswith("weight"):
-            left[name] = f"{weight!r} is not the weight of a layer"
+            left.setdefault(name, f"{weight!r} is not the weight of a layer")
         else:
             eps = bound(op.func, op.args, op.kwargs)["eps"]
             turned = before.kind == "convolution" and bool(bound(before.func, before.args, before.kwargs)["transposed"])
@@ -886,6 +970,12 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
             if len(after) == 1 and hasattr(model.get_submodule(after[0].module), "inplace"):
                 behind.add(after[0].module)
     return plan, left, behind
+
+
+def _owner(seen: Seen, op: Op) -> str:
+    """The module whose parameters or statistics a normalisation has."""
+    names = (seen.names.get(ref) for ref in op.args[1:5] if isinstance(ref, Ref))
+    return next((name.rpartition(".")[0] for name in names if name), op.module)
 
 
 def _without(model: nn.Module, plan: Mapping[str, _Norm], behind: set[str]) -> nn.Module:

@@ -33,10 +33,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode  # no public name for it yet
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, first_line
 
 FIXED = 0  # the number of everything that cannot go
+OUTPUT = "it is an output of the model"
 STATISTICS = "statistics over channels"
 _MOVES = {
     "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
@@ -123,6 +125,7 @@ class Seen:
         names: tensor number -> parameter or buffer.
         constants: tensor number -> a tensor that depends on nothing.
         sizes: module -> size -> numbers [size, ...] of the axes that had it there.
+        pads: (module, attribute, place, numbers) of channels that only a padding adds, as many as the attribute says.
         outputs: tensor numbers of what the model gave.
         products: blocks [rows, columns] of which whole rows and whole columns can go, since they are turned around.
         scaled: groups [rows, columns] over which two activations are multiplied and summed: queries and keys.
@@ -142,6 +145,7 @@ class Seen:
     names: dict[int, str]
     constants: dict[int, Tensor]
     sizes: dict[str, dict[int, list[Tensor]]]
+    pads: list[tuple[str, str, int, Tensor]]
     outputs: list[int]
     scaled: list[Tensor]
 
@@ -203,6 +207,8 @@ class _Watch(TorchDispatchMode):
         self.constants: dict[int, Tensor] = {}
         self.slots: dict[str, dict[int, Tensor]] = {}
         self.columns: dict[str, tuple[int, Tensor]] = {}
+        self.pads: list[tuple[str, str, int, Tensor]] = []
+        self.modules: dict[str, nn.Module] = {}
         self.read: list[Tensor] = []
         self.made: list[Tensor] = []
         self.added: list[Tensor] = []
@@ -538,25 +544,24 @@ class _Watch(TorchDispatchMode):
         return [met], None
 
     def _pad(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
-        """Zeros around; as further channels they have numbers of their own, if the module can be told how many."""
-        shape, found, amounts = outs[0].shape, [], args[1]
+        """Something around; as further channels it has numbers of its own, if a module keeps the amounts in a tuple."""
+        shape, found, amounts = outs[0].shape, [], list(args[1])
+        attributes = vars(self.modules[self.stack[-1]]).items()
+        kept = next((name for name, v in attributes if isinstance(v, tuple | list) and list(v) == amounts), None)
         for layer in self.layers[args[0]]:
-            small = compact(layer)
-            for i in range(0, len(amounts), 2):
-                d = len(shape) - 1 - i // 2
-                if d not in varying(layer) or not any(amounts[i : i + 2]):
+            small, axes = compact(layer), varying(layer)
+            for place in range(len(amounts)):
+                d, n = len(shape) - 1 - place // 2, amounts[place]
+                if d not in axes or not n:
                     continue
-                pieces = [small]
-                for n, side in zip(amounts[i : i + 2], (0, 1), strict=True):
-                    if n < 0:
-                        raise NotImplementedError("negative padding")
-                    if n:
-                        size = [n if at == d else 1 for at in range(len(shape))]
-                        zeros = self.fresh(n)
-                        self.sizes.setdefault(self.stack[-1], {}).setdefault(n, {})[int(zeros[0]), n] = zeros[:, None]
-                        extent = [n if at == d else small.shape[at] for at in range(len(shape))]
-                        pieces.insert(0 if side == 0 else len(pieces), zeros.view(size).expand(extent))
-                small = torch.cat(pieces, d)
+                if n < 0:
+                    raise NotImplementedError("negative padding")
+                zeros = torch.full((n,), FIXED) if kept is None else self.fresh(n)
+                if kept is not None:
+                    self.pads.append((self.stack[-1], kept, place, zeros))
+                extent = [n if at == d else small.shape[at] for at in range(len(shape))]
+                zeros = zeros.view([n if at == d else 1 for at in range(len(shape))]).expand(extent)
+                small = torch.cat([zeros, small] if place % 2 == 0 else [small, zeros], d)
             found.append(small.expand(shape))
         return [found], None
 
@@ -1072,9 +1077,24 @@ def run(model: nn.Module, example: Any) -> list[Tensor]:
     args, kwargs = arguments(example)
     with undisturbed(), evaluating(model):
         try:
-            return tensors(model(*args, **kwargs))
+            out = model(*args, **kwargs)
         except Exception as error:
             raise StructureError(f"{_called(model, example)}: {first_line(error)}") from error
+    return given(out)
+
+
+def given(output: Any) -> list[Tensor]:
+    """The tensors of what a model gave; there is one at least.
+
+    Raises:
+        StructureError: none is found.
+    """
+    if not (found := tensors(output)):
+        raise StructureError(
+            f"the model gives a {type(output).__name__}, in which no tensor is found that a smaller model could be "
+            "compared by: let its forward give tensors, or a tuple or dict of them"
+        )
+    return found
 
 
 def _called(model: nn.Module, example: Any) -> str:
@@ -1141,9 +1161,8 @@ def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
         by_id.setdefault(id(tensor), name)
     pointers = {(t.data_ptr(), t.shape, t.stride()): name for name, t in reversed(own.items()) if t.numel() > 1}
     seen = _Watch(by_id, pointers)
-    for name, module in double.named_modules():
-        module.register_forward_pre_hook(_enters(seen, name), prepend=True)
-        module.register_forward_hook(_leaves(seen), always_call=True)
+    seen.modules = dict(double.named_modules())
+    follow_calls(double, seen.stack)
     args, kwargs = arguments(example)
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
@@ -1155,22 +1174,27 @@ def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
             raise
         except Exception as error:
             raise StructureError(f"{_called(model, example)}: {first_line(error)}") from error
-    seen.outputs = [seen.ref(t) for t in tensors(out)]
+    seen.outputs = [seen.ref(t) for t in given(out)]
     for ref in seen.outputs:
         for layer in seen.layers[ref]:
-            seen.pin(layer, "it is an output of the model")
+            seen.pin(layer, OUTPUT)
     return seen
 
 
-def _enters(seen: _Watch, name: str) -> Callable[..., None]:
-    return lambda *_: seen.stack.append(name)
+def follow_calls(model: nn.Module, stack: list[str]) -> list[RemovableHandle]:
+    """Keep on a stack which module of a model is at work; what raises leaves it there."""
 
+    def enters(name: str) -> Callable[..., None]:
+        return lambda *_: stack.append(name)
 
-def _leaves(seen: _Watch) -> Callable[..., None]:
-    def leave(*_: Any) -> None:
-        seen.stack.pop()
+    def leaves(*_: Any) -> None:
+        stack.pop()
 
-    return leave
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enters(name), prepend=True))
+        handles.append(module.register_forward_hook(leaves))
+    return handles
 
 
 def _understood(seen: _Watch) -> Seen:
@@ -1201,6 +1225,6 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.outputs,
+        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.pads, seen.outputs,
         [root[cells] for cells in seen.scaled],
     )  # fmt: skip

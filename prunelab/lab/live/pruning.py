@@ -26,7 +26,7 @@ from prunelab.masks import Masks, layer_of
 from prunelab.pruners import Ranking
 from prunelab.pruners.select import units_of
 from prunelab.settings import Prune
-from prunelab.shrink import remove_dead
+from prunelab.structure.shrink import remove_dead
 from prunelab.structure import cost
 from prunelab.training.memory import keep_freed_memory
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.data import Dataset
-from prunelab.folding import batchnorms
-from prunelab.graph import evaluating
-from prunelab.shrink import shrink
+from prunelab.structure.shrink import batchnorms, shrink
+from prunelab.structure.watch import evaluating
 from prunelab.structure.export import OnnxModel, quantise, to_onnx
 from prunelab.structure.report import report
 
