@@ -14,7 +14,7 @@ import torch
 from prunelab import data, models
 from prunelab.masks import Masks
 from prunelab.pruners.oracle import losses_without
-from prunelab.pruners.select import unit_masks
+from prunelab.pruners.units import unit_masks
 from prunelab.settings import Data, Model
 
 LAYERS = {"dropnet_a": ("hidden_1", "hidden_2"), "dropnet_b": ("conv_1", "conv_2")}

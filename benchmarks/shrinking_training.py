@@ -20,7 +20,7 @@ from torch import Tensor
 from prunelab import data, models
 from prunelab.chains import live_units, spread, then, whole_index
 from prunelab.masks import Masks
-from prunelab.pruners.during import Moment
+from prunelab.pruners import Context
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.settings import Data, Model, Train
 from prunelab.training.train import Member, Population, generator
@@ -62,11 +62,13 @@ def main() -> None:
     for event in range(1, options.events + 1):
         for _ in range(2):
             Population(images).epoch([member])
-        change = pruner.act(Moment(member.model, member.masks, member.moments, {}, draw))
-        index = then(index, change.index)
-        member.change(change.model, change.masks, change.moments)
+        step = pruner.prune(Context(member.model, member.masks, draw), 0.0)
+        index = then(index, step.cut.index)
+        moments = {kind: {n: step.cut.cut(n, t) for n, t in own.items()} for kind, own in member.moments.items()}
+        masks = Masks({name: step.cut.cut(name, mask) for name, mask in step.masks.items()})
+        member.change(step.cut.model, masks, moments)
         units = live_units(member.model)
-        events.append({"event": event, "rate": change.rate, "weights": member.masks.kept, "units": units})
+        events.append({"event": event, "rate": step.rate, "weights": member.masks.kept, "units": units})
         print(events[-1])
         rivals[f"event {event}, masks only"] = timed(in_dense_shape(member, index, dense))
         rivals[f"event {event}, shrunk"] = timed(apart(member))

@@ -24,9 +24,8 @@ import torchvision
 from torch import Tensor, nn
 
 from prunelab.masks import Masks
-from prunelab.pruners.select import unit_masks
-from prunelab.structure import shrink
-from prunelab.structure import cost
+from prunelab.pruners.units import unit_masks
+from prunelab.structure import cost, shrink
 
 PART = 0.8
 SMALL = ("shrunk", "built so", "torch-pruning")

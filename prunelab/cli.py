@@ -202,10 +202,11 @@ def _run(head: str, job: Job) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
     from prunelab.headless import runner as notebook_runner
     from prunelab.runs import progress
+    from prunelab.runs.scratch import scratch
 
     begin, ended = time.monotonic(), False
-    with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
-        ticks = Path(folder) / "progress"
+    with scratch() as folder:
+        ticks = folder / "progress"
         over = threading.Event()
         thread = threading.Thread(target=_watch, args=(head, ticks, begin, over), daemon=True)
         thread.start()
@@ -252,16 +253,20 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def verify(artefacts: Names = (), /) -> int:
+def verify(artefacts: Names = (), /, write: bool = False) -> int:
     """Judge the committed numbers again; 1 when a verdict is not what they give, or a file or all of it is missing.
 
     Args:
         artefacts: as for reproduce; none: all.
+        write: first write the verdicts that today's claims and rules give; the numbers stay.
     """
     from prunelab.headless import reproduce
     from prunelab.plots import tables
 
-    checks = reproduce.verify(reproduce.chosen(artefacts or ("all",)))
+    found = reproduce.chosen(artefacts or ("all",))
+    if write:
+        print(f"{reproduce.rewrite(found)} files in {paths.figures()} were judged anew\n")
+    checks = reproduce.verify(found)
     for check in checks:
         if check.claims:
             print(f"{check.artefact.id} ({check.preset})")
@@ -272,36 +277,55 @@ def verify(artefacts: Names = (), /) -> int:
 
 
 def status() -> int:
-    """Which artefacts, runs and data sets are there."""
+    """Which artefacts, runs and data sets are there, and which were made by another version of what makes them."""
     from prunelab import data, papers
+    from prunelab.headless import reproduce
     from prunelab.plots import gallery
-    from prunelab.runs import Store
+    from prunelab.runs import Store, StoreError
+    from prunelab.training.versions import versions
 
     for artefact in papers.artefacts():
-        facts = gallery.saved(artefact.figure) or {}
+        try:
+            facts = gallery.saved(artefact.figure) or {}
+            other = reproduce.made_otherwise(artefact.figure)
+        except PrunelabError as error:
+            print(f"{artefact.id:28s} {error}")
+            continue
         commit = facts.get("git_commit") or ["-"]
         known = (
             f"preset {facts['preset']}, {facts.get('n', 'n = -')}, commit {', '.join(commit)}"
             if facts
             else "not made yet"
         )
-        print(f"{artefact.id:28s} {known}")
+        print(f"{artefact.id:28s} {known}{f'; reproduce makes it again: {other}' if other else ''}")
     store = Store()
     counts: dict[str, int] = {}
+    odd = []
     for run in store.ids(unfinished=True):
         state = store.status(run)
         counts[state] = counts.get(state, 0) + 1
+        try:
+            found = store.place(run).manifest()
+            odd += [found.made_otherwise(versions(found.run))] if found else []
+        except StoreError as error:
+            odd.append(str(error))
     print(f"\nruns in {store.root}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "none"))
+    for line in filter(None, odd):
+        print(f"  {line}")
     ready = [row["name"] for row in data.available() if row["prepared"]]
     print(f"prepared data sets in {paths.cache()}: {', '.join(ready) or 'none'}")
     return 0
 
 
 def readme() -> int:
-    """Write the table of artefacts into README.md."""
+    """Write the tables of README.md, the gallery figures/README.md, and the index notebook."""
     from prunelab.headless import readme
 
-    print("README.md and the index notebook " + ("were brought" if readme.update() else "are") + " up to date")
+    print(
+        "README.md, figures/README.md and the index notebook "
+        + ("were brought" if readme.update() else "are")
+        + " up to date"
+    )
     return 0
 
 
@@ -422,6 +446,26 @@ def runs_import(path: tyro.conf.Positional[Path], /) -> int:
     return 0
 
 
+def runs_check(runs: Names = (), /, repair: bool = False) -> int:
+    """Read every file of the runs and compare its digest; 1 where one is damaged and stays.
+
+    Args:
+        runs: ids; none: all.
+        repair: drop damaged runs, so that they are trained again when they are next asked for.
+    """
+    from prunelab.runs import Store, archive
+
+    counts: dict[str, int] = {}
+    left = 0
+    for found in archive.check(Store(), runs or None, repair):
+        counts[found.state] = counts.get(found.state, 0) + 1
+        left += bool(found.problem) and not found.dropped
+        if found.problem:
+            print(f"{found.problem}{': dropped' if found.dropped else ''}")
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or f"no runs in {Store().root}")
+    return FAILED if left else 0
+
+
 def runs_gc(days: float = 7, failed: bool = False, dry_run: bool = False) -> int:
     """Delete what no process will use again; complete runs are never touched.
 
@@ -465,6 +509,7 @@ COMMANDS: dict[str, Callable[..., int] | dict[str, Callable[..., int]]] = {
         "show": runs_show,
         "export": runs_export,
         "import": runs_import,
+        "check": runs_check,
         "gc": runs_gc,
         "discard": runs_discard,
     },

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -122,13 +123,15 @@ class Train:
     epochs: Annotated[int, Field(ge=1, le=MOST)] = 25
     batch_size: Annotated[int, Field(ge=1, le=MOST)] = 128
     optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of SGD
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled with adamw, in the gradient with adam and sgd
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        0.0  # decoupled with adamw, in the gradient with adam and sgd
+    )
     lr_milestones: tuple[
         Annotated[int, Field(ge=1)], ...
     ] = ()  # epochs after which the learning rate is multiplied by lr_factor
-    lr_factor: Annotated[float, Field(gt=0)] = 0.1
+    lr_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     patience: Annotated[int, Field(ge=1)] | None = (
         None  # epochs without a lower validation loss before it stops; None: never
     )
@@ -178,6 +181,12 @@ class Prune:
     also_after: tuple[
         Annotated[int, Field(ge=1)], ...
     ] = ()  # epochs, from the start of the run, after which it is pruned besides, as when somebody asked for it
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no JSON holds."""
+        for name, value in self.options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"options.{name} = {value}: should be a finite number")
 
     def __hash__(self) -> int:
         return hash(json.dumps(dataclasses.asdict(self), sort_keys=True))

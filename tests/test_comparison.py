@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from acting import looked_at
 from torch import nn
 
 from prunelab import cli
@@ -16,7 +17,7 @@ from prunelab.papers.related import in_one_training
 from prunelab.papers.reported import literature
 from prunelab.plots.checklist import checklist
 from prunelab.plots.tradeoff import forms, tradeoffs
-from prunelab.pruners.select import keep_as_many, unit_masks
+from prunelab.pruners.units import keep_as_many, unit_masks
 from prunelab.runs import Store
 from prunelab.training.comparison import comparable, compare, costs, leads, method_of, speedups, trainings
 from prunelab.training.experiment import run_all
@@ -70,7 +71,7 @@ def test_counts_of_another_mask_are_met_layer_by_layer_with_the_highest_scores()
     names = ["0.weight", "1.weight"]
     other = Masks({names[0]: torch.tensor([[1, 0], [0, 0]]).bool(), names[1]: torch.tensor([[1, 1], [1, 0]]).bool()})
     scores = {names[0]: torch.tensor([[1.0, 4], [3, 2]]), names[1]: torch.tensor([[4.0, 1], [2, 3]])}
-    kept = keep_as_many(model, scores, Masks.ones(model), other, torch.Generator())
+    kept = keep_as_many(looked_at(model), scores, other)
     assert kept[names[0]].tolist() == [[False, True], [False, False]]
     assert kept[names[1]].tolist() == [[True, False], [True, True]]
 
@@ -78,7 +79,7 @@ def test_counts_of_another_mask_are_met_layer_by_layer_with_the_highest_scores()
 def test_counts_of_units_are_met_with_whole_units():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     other = Masks.ones(model) & unit_masks(model, {"0": torch.tensor([True, False, False])})
-    kept = keep_as_many(model, {"0": torch.tensor([1.0, 3, 2])}, Masks.ones(model), other, torch.Generator())
+    kept = keep_as_many(looked_at(model), {"0": torch.tensor([1.0, 3, 2])}, other, "unit")
     assert kept["0.weight"].tolist() == [[False, False], [True, True], [False, False]]
     assert kept["2.weight"].all()
 
@@ -86,7 +87,7 @@ def test_counts_of_units_are_met_with_whole_units():
 def test_what_is_gone_stays_gone_when_the_other_mask_keeps_more():
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     current = Masks({"0.weight": torch.tensor([[True, False], [False, False]])})
-    kept = keep_as_many(model, {"0.weight": torch.ones(2, 2)}, current, Masks.ones(model), torch.Generator())
+    kept = keep_as_many(looked_at(model, masks=current), {"0.weight": torch.ones(2, 2)}, Masks.ones(model))
     assert kept["0.weight"].tolist() == current["0.weight"].tolist()
 
 

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from acting import looked_at
 from torch import nn
 
 import prunelab
@@ -33,7 +34,8 @@ def source(seed: int = 0) -> torch.Generator:
 
 
 def pruned(model: nn.Module, amount: float, seed: int = 0, **options) -> tuple[Masks, dict[str, torch.Tensor]]:
-    return Coreset(**options).reweighted(model, None, Masks.ones(model), amount, source(seed))
+    step = Coreset(**options).prune(looked_at(model, generator=source(seed)), amount)
+    return step.masks, step.weights
 
 
 def exact_sums(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:

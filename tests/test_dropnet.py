@@ -5,16 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from acting import looked_at
 from torch import nn
 
 import prunelab
 from prunelab import models, pruners
 from prunelab.errors import PrunelabError
-from prunelab.masks import MaskError, Masks
+from prunelab.masks import MaskError
 from prunelab.pruners.activations import pieces, unit_sums
 from prunelab.pruners.dropnet import DropNet, drop_units
 from prunelab.pruners.oracle import Oracle, losses_without
-from prunelab.pruners.select import unit_masks
+from prunelab.pruners.units import unit_masks
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.training.experiment import run_all
@@ -47,7 +48,7 @@ def test_the_importance_of_a_neuron_is_the_mean_of_its_activations(metric, expec
     x = torch.tensor([[1.0, -5.0], [2.0, 4.0], [3.0, 0.0], [4.0, -1.0]])
     for variant in ("faithful", "corrected"):
         pruner = DropNet(metric, variant=variant)
-        assert pruner.scores(identity(), [(x, None)], Masks.ones(identity()), draw())["0"].tolist() == expected
+        assert pruner.scores(looked_at(identity(), [(x, None)]))["0"].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_maps_with_both_signs_are_where_text_and_code_differ(variant, minimum, a
     # The maps of filter 0 have means 4 and 0, and four positions of sizes 3, 5, 2, 2; those of filter 1: 0, 1 | 0, 0.
     x = torch.tensor([[[3.0, 5.0], [0.0, 1.0]], [[2.0, -2.0], [0.0, 0.0]]]).view(2, 2, 1, 2)
     for metric, expected in (("minimum", minimum), ("apoz", apoz)):
-        scores = DropNet(metric, variant=variant).scores(model, [x], Masks.ones(model), draw())
+        scores = DropNet(metric, variant=variant).scores(looked_at(model, [x]))
         assert scores["0"].tolist() == expected
 
 
@@ -70,14 +71,12 @@ def test_maps_with_both_signs_are_where_text_and_code_differ(variant, minimum, a
 def test_importance_does_not_depend_on_how_the_data_are_cut(name):
     model = models.build(Model(name, (5, 7)), (1, 8, 8), 3, 0).train()
     x = torch.rand(100, 1, 8, 8)
-    whole, small, odd = (
-        DropNet().scores(model, cut, Masks.ones(model), draw()) for cut in ([(x, x)], x.split(7), x.split(64))
-    )
+    whole, small, odd = (DropNet().scores(looked_at(model, cut)) for cut in ([(x, x)], x.split(7), x.split(64)))
     for layer, score in whole.items():
         torch.testing.assert_close(small[layer], score)
         torch.testing.assert_close(odd[layer], score)
     assert model.training
-    assert list(whole) == list(DropNet("random").scores(model, None, Masks.ones(model), draw()))
+    assert list(whole) == list(DropNet("random").scores(looked_at(model)))
 
 
 def test_pieces_are_of_the_size_that_is_asked_for():
@@ -212,12 +211,12 @@ def test_random_of_the_oracle_figures_takes_the_first_unit_of_each_layer():
     pruner = DropNet("random", "layer", "faithful", one=True, allow_empty=True)
     masks = pruners.first_masks(model, pruner, ("hidden_1", "hidden_2"))
     for left in (3, 2, 1, 0):
-        masks = pruner.masks(model, None, masks, 0.0, draw(left))
+        masks = pruner.prune(looked_at(model, masks=masks, generator=draw(left)), 0.0).masks
         for layer in ("hidden_1", "hidden_2"):
             assert masks[f"{layer}.bias"].tolist() == [False] * (4 - left) + [True] * left
     corrected = DropNet("random", "layer", one=True)
     gone = {
-        tuple(corrected.masks(model, None, Masks.ones(model), 0.0, draw(s))["hidden_1.bias"].tolist())
+        tuple(corrected.prune(looked_at(model, generator=draw(s)), 0.0).masks["hidden_1.bias"].tolist())
         for s in range(40)
     }
     assert len(gone) == 4
@@ -228,7 +227,7 @@ def test_random_takes_every_unit_equally_often_whatever_its_layer(variant):
     model = models.build(Model("dropnet_a", (2, 2)), (1, 2, 2), 3, 0)
     pruner, gone = DropNet("random", variant=variant), torch.zeros(4)
     for seed in range(400):
-        masks = pruner.masks(model, None, Masks.ones(model), 0.25, draw(seed))
+        masks = pruner.prune(looked_at(model, generator=draw(seed)), 0.25).masks
         gone += torch.cat([~masks[f"hidden_{n}.bias"] for n in (1, 2)])
     assert gone.sum() == 400
     assert gone.min() > 70
@@ -309,7 +308,7 @@ def test_the_loss_without_a_unit_is_that_of_the_model_with_its_mask():
 def test_the_oracle_removes_the_unit_whose_absence_costs_least(variant):
     model, masks, units, x, y = trained("dropnet_a", *CHAINS["dropnet_a"])
     losses = losses_without(model, units, [(x, y)])
-    after = Oracle(variant=variant).masks(model, [(x, y)], masks, 0.0, draw())
+    after = Oracle(variant=variant).prune(looked_at(model, [(x, y)], masks), 0.0).masks
     layer = min(losses, key=lambda name: losses[name].min())
     gone = units[layer] & ~after[f"{layer}.bias"]
     assert gone.nonzero().flatten().tolist() == [int(losses[layer].argmin())]
@@ -320,16 +319,19 @@ def test_of_equal_losses_the_faithful_oracle_takes_the_first():
     model, masks, _, x, y = trained("dropnet_a", *CHAINS["dropnet_a"])
     with torch.no_grad():
         model.output.weight.zero_()  # no unit matters
-    after = Oracle(variant="faithful").masks(model, [(x, y)], masks, 0.0, draw())
+    after = Oracle(variant="faithful").prune(looked_at(model, [(x, y)], masks), 0.0).masks
     assert after["hidden_1.bias"].tolist() == [False, True, False, True, True, True]
-    chosen = {tuple(Oracle().masks(model, [(x, y)], masks, 0.0, draw(s))["hidden_1.bias"].tolist()) for s in range(30)}
+    chosen = set()
+    for seed in range(30):
+        after = Oracle().prune(looked_at(model, [(x, y)], masks, draw(seed)), 0.0).masks
+        chosen.add(tuple(after["hidden_1.bias"].tolist()))
     assert len(chosen) > 3
 
 
 def test_the_oracle_takes_models_that_are_no_chains_and_layers_without_units():
     model = models.build(Model("dropnet_resnet18", (2, 3, 4, 5)), (1, 16, 16), 3, 0)
     x, y = torch.rand(6, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
-    masks = Oracle().masks(model, [(x, y)], pruners.first_masks(model, Oracle()), 0.0, draw())
+    masks = Oracle().prune(looked_at(model, [(x, y)], pruners.first_masks(model, Oracle())), 0.0).masks
     assert sum(int((~mask).sum()) for name, mask in masks.items() if name.endswith("bias")) == 1
     model, _, units, x, y = trained("dropnet_a", *CHAINS["dropnet_a"])
     units["hidden_2"][:] = False

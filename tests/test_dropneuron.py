@@ -229,7 +229,7 @@ def test_a_network_that_is_no_chain_learns_numbers_too():
 @pytest.mark.parametrize(
     ("prune_", "train", "what"),
     [
-        (Prune("taylor", 0.5, 1), Train(epochs=1), "'taylor' looks at labels"),
+        (Prune("retraining_free", 0.5, 1), Train(epochs=1), "'retraining_free' looks at labels"),
         (Prune("dropnet_oracle", 0.5, 1), Train(epochs=1), "'dropnet_oracle' looks at labels"),
         (Prune("none"), Train(epochs=1, augment="affine"), "leave it out where the targets are numbers"),
     ],
@@ -238,6 +238,13 @@ def test_what_needs_labels_is_refused_where_there_are_none(prune_, train, what):
     plain = Run(PARTS["the input"], Model("autoencoder", (9,)), Train(epochs=1), Prune("none"))
     with pytest.raises(PrunelabError, match=what):
         check([plain, Run(PARTS["the input"], Model("autoencoder", (9,)), train, prune_)])
+
+
+def test_slopes_of_the_squared_error_are_scores_where_the_targets_are_numbers(tmp_path):
+    run = Run(PARTS["the input"], Model("autoencoder", (9,)), Train(epochs=1), Prune("taylor", 0.5, 1))
+    results = run_all([run], store=Store(tmp_path), jobs=1, progress=False)
+    assert not results.failed
+    assert results.last["density"].item() == pytest.approx(0.5, abs=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------ the experiments

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from acting import acted
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -11,7 +12,7 @@ from prunelab.chains import chain, live_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
-from prunelab.pruners.during import Moment, Progress
+from prunelab.pruners.base import Context, Progress
 from prunelab.pruners.dyprune import DyPrune
 
 
@@ -21,7 +22,9 @@ def weight_masks(model):
 
 def act(pruner, model, masks=None, state=None, moments=None, seed=0):
     masks = weight_masks(model) if masks is None else masks
-    return pruner.act(Moment(model, masks, moments or {}, state or {}, torch.Generator().manual_seed(seed)))
+    return acted(
+        pruner, Context(model, masks, torch.Generator().manual_seed(seed), moments=moments or {}, state=state or {})
+    )
 
 
 def net(*sizes, seed=0):
@@ -218,7 +221,7 @@ def test_wrong_options_are_refused(options):
 
 def test_a_model_without_hidden_units_is_refused():
     with pytest.raises(PrunelabError, match="no hidden layer"):
-        DyPrune().check(nn.Sequential(nn.Linear(3, 2)))
+        DyPrune().check(nn.Sequential(nn.Linear(3, 2)), Masks({}))
 
 
 def test_live_units_of_a_shrunk_model_are_all_of_them():

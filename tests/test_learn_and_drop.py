@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from acting import acted
 from torch import nn
 
 from prunelab import models
@@ -15,7 +16,7 @@ from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.papers.related import learn_and_drop
-from prunelab.pruners.during import Moment, Progress
+from prunelab.pruners.base import Context, Progress
 from prunelab.pruners.learn_and_drop import LearnAndDrop, settled, units
 from prunelab.pruners.while_training import training_cost
 from prunelab.runs import Store
@@ -67,23 +68,24 @@ def test_what_dropped_out_counts_as_nothing():
 
 def moment(model, state, epoch, lr=1.0):
     losses = [1.0] * (epoch + 1)
-    return Moment(model, Masks.ones(model), {}, state, torch.Generator(), Progress(losses, losses, 50, None, (), lr))
+    progress = Progress(losses, losses, 50, None, (), lr)
+    return Context(model, Masks.ones(model), torch.Generator(), progress=progress, state=state)
 
 
 def test_the_change_is_the_mean_absolute_one_over_the_learning_rate():
     pruner, model = LearnAndDrop(), chain(2, 2, 2, 2)
-    state = pruner.first_state(model)
+    state = pruner.begin(model)
     with torch.no_grad():
         model.a.weight += torch.tensor([[0.3, -0.3], [0.0, 0.6]])
         model.a.bias -= 0.3
-    found = pruner.act(moment(model, state, 0, lr=0.5)).state["changes"]
+    found = acted(pruner, moment(model, state, 0, lr=0.5)).state["changes"]
     torch.testing.assert_close(found, torch.tensor([[1.8 / 6 / 0.5, 0.0, 0.0]], dtype=torch.float64))
 
 
 def test_only_a_settled_prefix_drops_and_the_end_never_does():
     pruner, model = LearnAndDrop(warmup=1, keep=2), chain(2, 2, 2, 2, 2)
-    first = pruner.first_state(model)
-    change = pruner.act(moment(model, first, 0))
+    first = pruner.begin(model)
+    change = acted(pruner, moment(model, first, 0))
     assert change.frozen == 0
     assert change.note == "4 of 4 layers learn"
 
@@ -96,17 +98,17 @@ def test_only_a_settled_prefix_drops_and_the_end_never_does():
         return after, {**state, **first, "changes": torch.ones(1, 4, dtype=torch.float64)}
 
     after, state = moved(change.state, [1.0, 0.1, 0.1, 0.1])  # the first still learns
-    assert pruner.act(moment(after, state, 1)).frozen == 0
+    assert acted(pruner, moment(after, state, 1)).frozen == 0
     after, state = moved(change.state, [0.1, 1.0, 0.1, 0.1])
-    change = pruner.act(moment(after, state, 1))
+    change = acted(pruner, moment(after, state, 1))
     assert change.frozen == 2  # a and its ReLU
     assert change.note == "learns no more: a"
     assert change.model is after
     assert change.masks == Masks.ones(model)
     assert not any(name.startswith("was/a.") for name in change.state)
-    assert pruner.act(moment(after, state, 0)).frozen == 0  # while it warms up
+    assert acted(pruner, moment(after, state, 0)).frozen == 0  # while it warms up
     after, state = moved(change.state, [0.1] * 4)
-    assert pruner.act(moment(after, state, 1)).frozen == 4  # c and d never drop
+    assert acted(pruner, moment(after, state, 1)).frozen == 4  # c and d never drop
 
 
 def test_units_are_layers_with_what_follows_them_and_whole_blocks():
@@ -177,9 +179,9 @@ def test_a_value_beyond_float16_is_refused():
 
 def test_what_is_no_chain_has_no_prefix():
     with pytest.raises(PrunelabError, match=r"Bilinear is no nn\.Sequential"):
-        LearnAndDrop().check(nn.Bilinear(2, 2, 2))
+        LearnAndDrop().check(nn.Bilinear(2, 2, 2), Masks({}))
     with pytest.raises(PrunelabError, match="has 2 layers and keep = 2"):
-        LearnAndDrop().check(chain(2, 3, 2))
+        LearnAndDrop().check(chain(2, 3, 2), Masks({}))
 
 
 # -- the trainer

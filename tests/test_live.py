@@ -100,23 +100,24 @@ def test_ties_are_broken_as_prune_breaks_them(model, digits):
 
 def test_the_sentence_states_rate_sparsity_sample_and_both_accuracies(model, digits):
     explorer = PruningExplorer(model, digits, rate=0.5)
-    x, y = digits.scale(digits.test.x), digits.test.y
+    x, y = digits.scale(digits.validation.x), digits.validation.y
     explorer.rate.value = 0.8
     now = measured(model, prunelab.prune(model, "magnitude", 0.8), x, y)
     dense = measured(model, prunelab.Masks({}), x, y)
     assert dense > now
-    assert sentence(explorer) == (
-        f"At a pruning rate of 80 % (sparsity 0.800) accuracy on 297 test images is {now:.1%}, dense {dense:.1%}."
-    ).replace("%,", " %,").replace("%.", " %.")
+    assert sentence(explorer).startswith(
+        f"By magnitude (weights), at a pruning rate of 80 % (sparsity 0.800) accuracy on 150 validation images is "
+        f"{100 * now:.1f} %, dense {100 * dense:.1f} %."
+    )
     assert str(explorer) == sentence(explorer)
 
 
 def test_the_sample_is_fixed_random_and_of_the_stated_size(model, digits):
     small = PruningExplorer(model, digits, evaluate=64)
     again = PruningExplorer(model, digits, evaluate=64, seed=9)
-    assert "on 64 test images" in str(small)
+    assert "on 64 validation images" in str(small)
     assert torch.equal(small._subject._sample.y, again._subject._sample.y)
-    assert not torch.equal(small._subject._sample.y, digits.test.y[:64])
+    assert not torch.equal(small._subject._sample.y, digits.validation.y[:64])
 
 
 def test_inputs_and_labels_of_ones_own_do_as_well(model, digits):
@@ -257,7 +258,7 @@ def test_methods_that_rank_a_finished_model_are_offered_once_with_what_they_can_
     assert offered(model)["magnitude"] == ["weight", "neuron"]
     assert offered(conv)["magnitude"] == ["weight", "neuron", "filter", "unit"]
     assert {"snip", "taylor", "wanda", "dropnet", "apoz", "l2_filter"} <= set(offered(conv))
-    assert {"magnitude", "random", "l2_neuron"} == set(offered(model, data=False))
+    assert {"magnitude", "random", "l2_neuron", "lamp", "fpgm"} == set(offered(model, data=False))
     assert "slimming" in offered(normed)
     assert not {"slimming", "movement", "none", "dyprune", "l1_weight", "random_filter", "n_of_m"} & set(offered(conv))
     assert "dropnet_oracle" not in offered(conv), "it removes one unit, whatever the rate"
@@ -323,7 +324,7 @@ def test_work_and_bytes_are_those_of_the_cost_module():
 
 
 def test_a_model_whose_work_cannot_be_counted_is_explored_without_it(model, digits, monkeypatch):
-    monkeypatch.setattr(pruning.cost, "macs", lambda *_: (_ for _ in ()).throw(PrunelabError("no")))
+    monkeypatch.setattr(pruning.cost, "work", lambda *_: (_ for _ in ()).throw(PrunelabError("no")))
     explorer = PruningExplorer(model, digits, evaluate=20)
     assert "MACs" not in explorer._screen.facts.value
     assert "non-zero weights" in explorer._screen.facts.value
@@ -407,7 +408,7 @@ def test_units_that_are_gone_whole_are_left_out_where_that_saves_time(digits, ra
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
     with torch.no_grad():
         torch.testing.assert_close(small(x), explorer.model(x), rtol=1e-4, atol=1e-5)
-    assert subject.accuracy(explorer.masks) == measured(net, explorer.masks, x, y)
+    assert subject.value(explorer.masks) == measured(net, explorer.masks, x, y)
     explorer.granularity.value = "weight"
     assert subject._smaller(explorer.masks) is None
 
@@ -423,7 +424,7 @@ def moved_by_a_person(explorer, index):
 def test_a_part_of_the_sample_comes_first_and_is_called_so(model, digits, monkeypatch):
     explorer = PruningExplorer(model, digits, rate=0.5)
     monkeypatch.setattr(live, "HURRY", -1.0)
-    explorer._subject._sample.suit(10**12)  # 16 samples at a time
+    explorer._subject._sample.take_fewer(10**12)  # 16 samples at a time
 
     async def drag():
         moved_by_a_person(explorer, 70)
@@ -435,27 +436,27 @@ def test_a_part_of_the_sample_comes_first_and_is_called_so(model, digits, monkey
         return seen[0], visited
 
     first, visited = asyncio.run(drag())
-    assert "70 % (sparsity 0.700) accuracy on 16 of 297 test images, so far, is" in first
+    assert "70 % (sparsity 0.700) accuracy on 16 of 150 validation images, so far, is" in first
     assert visited == 1
     assert explorer.visited["rate"].tolist() == [0.5, 0.8]
     x, y = explorer._subject._sample.x, explorer._subject._sample.y
     assert explorer.visited["accuracy"].iloc[-1] == measured(model, explorer.masks, x, y)
-    assert "80 % (sparsity 0.800) accuracy on 297 test images is" in str(explorer)
+    assert "80 % (sparsity 0.800) accuracy on 150 validation images is" in str(explorer)
     assert explorer._screen.curve.value.count('class="visited"') == 2
 
 
 def test_a_program_gets_the_whole_answer_at_once(model, digits, monkeypatch):
     explorer = PruningExplorer(model, digits, rate=0.5)
     monkeypatch.setattr(live, "HURRY", -1.0)
-    explorer._subject._sample.suit(10**12)
+    explorer._subject._sample.take_fewer(10**12)
 
     async def move():
         explorer.rate.value = 0.7
         return str(explorer)
 
-    assert "on 297 test images is" in asyncio.run(move())
+    assert "on 150 validation images is" in asyncio.run(move())
     moved_by_a_person(explorer, 80)  # where no kernel runs
-    assert "on 297 test images is" in str(explorer)
+    assert "on 150 validation images is" in str(explorer)
 
 
 def test_an_error_in_the_rest_is_shown(model, digits, monkeypatch):

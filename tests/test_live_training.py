@@ -70,7 +70,7 @@ def test_an_epoch_is_that_of_the_trainer_with_the_pruned_weights_held_at_zero(ex
     assert same(explorer.model, member.model.state_dict())
     assert all(not explorer.model.get_parameter(name)[~mask].any() for name, mask in masks.items())
     assert "after 1 epoch of fine-tuning accuracy" in str(explorer)
-    x, y = digits.scale(digits.test.x), digits.test.y
+    x, y = digits.scale(digits.validation.x), digits.validation.y
     with torch.no_grad():
         right = (member.model.eval()(x).argmax(1) == y).double().mean().item()
     assert explorer.visited.iloc[-1][["network", "epochs", "accuracy"]].tolist() == [1, 1, right]

@@ -10,7 +10,7 @@ from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.dropnet import without_units
-from prunelab.pruners.select import norms_behind
+from prunelab.pruners.roles import norms_behind
 from prunelab.settings import Model
 
 SMALL = {"dropnet_resnet18": (4, 6, 8, 10), "dropnet_vgg19": (3, 4, 5, 6, 7, 8)}

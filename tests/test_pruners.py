@@ -2,20 +2,21 @@
 
 import copy
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
+from acting import looked_at
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import prunelab
 from prunelab import PrunelabError, pruners
 from prunelab.masks import MaskError, Masks
-from prunelab.pruners import METHODS
-from prunelab.pruners.criterion import input_norms
 from prunelab.pruners.magnitude import Magnitude
 from prunelab.pruners.random import Random
+from prunelab.pruners.scores import input_norms
 from prunelab.settings import Prune
 
 
@@ -29,10 +30,10 @@ def convnet() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16, 10))
 
 
-WHOLE = [name for name, method in pruners.METHODS.items() if hasattr(method.pruner, "masks")]
+WHOLE = [name for name, method in pruners.METHODS.items() if not method.pruner.while_training]
 
 
-FILTERS = [name for name in WHOLE if pruners.METHODS[name].preset.get("granularity") == "filter"]
+FILTERS = [name for name in WHOLE if pruners.build(Prune(name)).granularity == "filter"]
 
 
 def fitting(method: str) -> nn.Module:
@@ -97,14 +98,12 @@ def test_methods_are_frozen_and_build_from_their_name_alone(method):
 def test_every_ranking_is_what_its_masks_say():
     for method in WHOLE:
         pruner, model = pruners.build(Prune(method=method)), fitting(method)
-        if getattr(pruner, "needs_start", False):
-            pruner = pruner.since(start(method))
-        if isinstance(pruner, pruners.Ranking):
+        if isinstance(pruner, pruners.Ranking) and pruner.measured == 1:
             current = pruners.first_masks(model, pruner)
-            source = torch.Generator().manual_seed(1)
-            scores = pruner.scores(model, data(method), current, source)
-            by_parts = pruner.select(model, scores, current, 0.4, source)
-            assert by_parts == pruner.masks(model, data(method), current, 0.4, torch.Generator().manual_seed(1))
+            first = functools.partial(start, method)
+            one, other = (looked_at(model, data(method), current, start=first) for _ in range(2))
+            scores = pruner.scores(one)
+            assert pruner.select(one, scores, 0.4) == pruner.prune(other, 0.4).masks
 
 
 # ----------------------------------------------------------------------------------------------- what they remove
@@ -218,11 +217,11 @@ def test_only_the_chosen_layers_are_pruned_and_the_others_stay_as_they_were():
 
 def test_a_pruner_of_ones_own_needs_no_registry():
     @dataclasses.dataclass(frozen=True)
-    class First:
-        def masks(self, model, batches, current, amount, generator):
-            gone = torch.zeros_like(current["0.weight"])
+    class First(pruners.Pruner):
+        def prune(self, now, amount):
+            gone = torch.zeros_like(now.masks["0.weight"])
             gone[0, 0] = True
-            return current & Masks({"0.weight": ~gone})
+            return pruners.Step(now.masks & Masks({"0.weight": ~gone}))
 
     assert prunelab.prune(mlp(), First(), 0.5).kept == 1799
     assert prunelab.prune(mlp(), Magnitude(scope="layer"), 0.5) == prunelab.prune(
@@ -300,7 +299,7 @@ def test_a_path_that_would_end_is_named_although_each_layer_keeps_weights():
 
 def test_random_fields_are_those_of_magnitude_without_the_norm():
     names = [{field.name for field in dataclasses.fields(cls)} for cls in (Magnitude, Random)]
-    assert names[0] - names[1] == {"norm"}
+    assert names[0] - names[1] == {"norm", "combine"}
 
 
 # ------------------------------------------------------------------------------------------- a fraction for each layer
@@ -363,12 +362,13 @@ def test_data_of_half_precision_may_add_up_to_more_than_it_can_hold(method):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), 90 * torch.rand(64, 8)
     batches = [(x.half(), torch.arange(64) % 3)]  # 64 squares of up to 8,100 each
-    scores = METHODS[method].pruner(**METHODS[method].preset).scores
-    for score in scores(model.half(), batches, Masks.ones(model), torch.Generator()).values():
+    scores = pruners.build(Prune(method)).scores
+    for score in scores(looked_at(model.half(), batches)).values():
         assert score.dtype == torch.float32
         assert score.isfinite().all()
     if method == "wanda":
-        assert input_norms(model, ["0"], batches)["0"].tolist() == pytest.approx(x.norm(dim=0).tolist(), rel=1e-3)
+        norms = input_norms(looked_at(model, batches), ["0"])["0"]
+        assert norms.tolist() == pytest.approx(x.norm(dim=0).tolist(), rel=1e-3)
 
 
 def test_a_lazy_layer_that_is_not_asked_for_stands_in_nobodys_way():

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from acting import looked_at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,11 +20,10 @@ from prunelab.pruners.select import (
     amount_to_count,
     keep_highest,
     keep_highest_units,
-    remove_lowest,
     scored_names,
-    unit_masks,
     units_of,
 )
+from prunelab.pruners.units import remove_lowest, unit_masks
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -396,8 +396,8 @@ def test_units_of_layers_with_parameters_of_their_own_are_refused():
 def test_scope_decides_where_units_compete(scope, left):
     model = convnet()
     scores = {"0": torch.tensor([0.1, 0.2, 0.3, 9.0]), "1": torch.tensor([0.15, 0.16, 5.0, 6.0, 7.0, 8.0])}
-    after = remove_lowest(model, scores, Masks.ones(model), 0.5, generator(), granularity="filter", scope=scope)
+    after = remove_lowest(looked_at(model), scores, 0.5, granularity="filter", scope=scope)
     assert [int(after[f"{layer}.bias"].sum()) for layer in "01"] == left
-    again = remove_lowest(model, scores, after, 0.5, generator(), granularity="filter", scope="layer")
+    again = remove_lowest(looked_at(model, masks=after), scores, 0.5, granularity="filter", scope="layer")
     assert again & after == again
     assert [int(again[f"{layer}.bias"].sum()) for layer in "01"] == [n - round(n / 2) for n in left]

@@ -342,12 +342,11 @@ def test_gradients_written_by_hand_are_those_of_autograd(layers, pool):
             for net, part, own in zip(chosen, x, y, strict=True)
         ]
         stack = Stack(chosen)
-        gradients = {name: torch.zeros_like(parameter) for name, parameter in stack.parameters.items()}
+        gradients = {name: stack.zeros(name) for name in stack.parameters}
         stack.learn(x, y, gradients, torch.ones(len(chosen)))
         for run, own in enumerate(expected):
             for (name, parameter), gradient in zip(chosen[run].named_parameters(), own, strict=True):
-                whole = gradients[name] if len(chosen) == 1 else gradients[name][run]
-                found = whole[tuple(slice(size) for size in parameter.shape)]
+                found = gradients[name][run][tuple(slice(size) for size in parameter.shape)]
                 torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
 
 
@@ -431,7 +430,7 @@ def test_gradients_of_maps_in_bfloat16_are_as_close_to_those_in_float32_as_autoc
 
     exact, usual = by_autograd(reduced=False), by_autograd(reduced=True)
     stack = Stack(nets, torch.bfloat16)
-    gradients = {name: torch.zeros_like(parameter) for name, parameter in stack.parameters.items()}
+    gradients = {name: stack.zeros(name) for name in stack.parameters}
     stack.learn(x, y, gradients, torch.ones(runs))
     ours = torch.cat([gradient.reshape(runs, -1) for gradient in gradients.values()], 1)
     assert 0 < (ours - exact).norm() < 1.5 * (usual - exact).norm() < 0.2 * exact.norm()

@@ -5,6 +5,7 @@ import copy
 import pandas as pd
 import pytest
 import torch
+from acting import acted
 from torch import nn
 
 from prunelab import models
@@ -12,7 +13,8 @@ from prunelab.chains import cut
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.papers.related import while_training
-from prunelab.pruners.during import Moment, Progress
+from prunelab.pruners import first_masks
+from prunelab.pruners.base import Context, Progress
 from prunelab.pruners.while_training import WhileTraining, planned_saving, target_pruned, training_cost
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
@@ -40,7 +42,7 @@ def moment(model, epochs_done=10, epochs=10, masks=None, state=None, moments=Non
     progress = Progress([1.0] * epochs_done, [], epochs, last)
     draw = torch.Generator().manual_seed(seed)
     batches = lambda: [(X[:20], torch.zeros(20)), (X[20:], torch.zeros(12))]  # noqa: E731
-    return Moment(model, masks, moments or {}, state or {}, draw, progress, batches)
+    return Context(model, masks, draw, batches, progress=progress, moments=moments or {}, state=state or {})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_it_acts_only_while_the_schedule_rises():
 def test_the_network_without_the_units_equals_the_masked_one(score, granularity):
     model = convnet()
     before = copy.deepcopy(model.state_dict())
-    change = WhileTraining(score, 0.5, granularity=granularity).act(moment(model))
+    change = acted(WhileTraining(score, 0.5, granularity=granularity), moment(model))
     masked = copy.deepcopy(model)
     change.masks_before_removal.apply_(masked)
     torch.testing.assert_close(change.model(X), masked(X), rtol=1e-5, atol=1e-6)
@@ -88,10 +90,10 @@ def test_the_lowest_filters_go_by_their_own_score():
     with torch.no_grad():
         sizes = torch.tensor([5.0, 1, 6, 2, 7, 3, 8, 4])
         model[0].weight.copy_(sizes.view(8, 1, 1, 1).expand(8, 1, 3, 3) * torch.tensor([1.0, -1, 1]))
-    change = WhileTraining("l1", 0.5).act(moment(model))
+    change = acted(WhileTraining("l1", 0.5), moment(model))
     assert change.index["0.weight"][0].tolist() == [0, 2, 4, 6]
     torch.testing.assert_close(change.scores["0"], 9 * sizes)
-    change = WhileTraining("activation", 0.5).act(moment(model))
+    change = acted(WhileTraining("activation", 0.5), moment(model))
     with torch.no_grad():
         means = model[0](X).relu().mean((0, 2, 3))
     torch.testing.assert_close(change.scores["0"], means)
@@ -102,7 +104,7 @@ def test_the_optimisers_moments_of_the_others_are_carried():
     model = convnet()
     draw = torch.Generator().manual_seed(1)
     own = {n: torch.randn(p.shape, generator=draw) for n, p in model.named_parameters()}
-    change = WhileTraining("random", 0.5).act(moment(model, moments={"momentum_buffer": own}))
+    change = acted(WhileTraining("random", 0.5), moment(model, moments={"momentum_buffer": own}))
     for name, parameter in change.model.named_parameters():
         torch.testing.assert_close(change.moments["momentum_buffer"][name], cut(own[name], change.index[name]))
         torch.testing.assert_close(parameter, cut(model.get_parameter(name), change.index[name]))
@@ -110,7 +112,7 @@ def test_the_optimisers_moments_of_the_others_are_carried():
 
 def test_a_model_that_is_no_plain_chain_is_masked_with_its_batchnorm():
     model = convnet(norm=True)
-    change = WhileTraining("l1", 0.5).act(moment(model))
+    change = acted(WhileTraining("l1", 0.5), moment(model))
     assert change.model is model
     gone = ~change.masks["0.bias"]
     assert gone.sum() == 4
@@ -136,7 +138,7 @@ def test_l1_counts_no_inputs_that_went_from_a_masked_model():
     more = {n: torch.arange(8) >= 4 for n in ("0.bias", "1.weight", "1.bias")}
     masks &= Masks(more)
     masks.apply_(model)
-    change = pruner.act(moment(model, masks=masks, state={"0": torch.tensor(8), "4": torch.tensor(10)}))
+    change = acted(pruner, moment(model, masks=masks, state={"0": torch.tensor(8), "4": torch.tensor(10)}))
     torch.testing.assert_close(change.scores["4"][0], torch.tensor(0.1 * 4 * 9))
     assert not change.masks["4.bias"][0]
     assert change.masks["4.bias"].sum() == 5
@@ -144,7 +146,7 @@ def test_l1_counts_no_inputs_that_went_from_a_masked_model():
 
 def test_nothing_happens_while_a_whole_filter_is_not_due():
     model = convnet()
-    change = WhileTraining("l1", 0.1).act(moment(model, epochs_done=3))
+    change = acted(WhileTraining("l1", 0.1), moment(model, epochs_done=3))
     assert change.model is model
     assert change.note == "not yet a whole filter"
 
@@ -159,7 +161,7 @@ def test_what_is_no_schedule_is_refused(values, what):
 
 def test_a_model_without_filters_is_refused_before_it_trains():
     with pytest.raises(PrunelabError, match="no masked Conv2d"):
-        WhileTraining().check(nn.Sequential(nn.Linear(3, 2)))
+        first_masks(nn.Sequential(nn.Linear(3, 2)), WhileTraining())
 
 
 # ----------------------------------------------------------------------------------------------------------- whole runs

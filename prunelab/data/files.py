@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
+import os
 import tarfile
+import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,7 +26,9 @@ from tqdm import tqdm
 
 from prunelab.errors import PrunelabError, first_line
 
-IMAGES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+IMAGES = frozenset((".bmp", ".dib", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+IMAGES |= {".avif", ".j2k", ".jfif", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".tga"}
+CLUTTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))  # what file managers leave in every folder
 BROKEN = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 Named = tuple[str, bytes]  # the name of a file and its content
@@ -30,6 +36,18 @@ Named = tuple[str, bytes]  # the name of a file and its content
 
 class DataError(PrunelabError):
     """Data that cannot be had, read or divided as asked."""
+
+
+class DataWarning(UserWarning):
+    """Files that were not read, or not whole, in one line."""
+
+
+def say(where: Path, what: str, names: Sequence[str]) -> None:
+    """Warn of files, by the first three names and their number; nothing where there are none."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        files = f"{len(names)} file{'s' * (len(names) > 1)}"
+        warnings.warn(f"{where}: {files} {what}: {', '.join(names[:3])}{more}", DataWarning, stacklevel=2)
 
 
 def file_digest(file: Path) -> str:
@@ -58,8 +76,18 @@ def file_digest(file: Path) -> str:
     return found
 
 
-def members(place: Path, wanted: Callable[[PurePosixPath], object]) -> Iterator[tuple[PurePosixPath, bytes | None]]:
-    """Every visible folder (None) and wanted regular file (its bytes) of a folder, zip or tar, by its name in there.
+def members(
+    place: Path, wanted: Callable[[PurePosixPath], object], left: list[str] | None = None
+) -> Iterator[tuple[PurePosixPath, bytes | None]]:
+    """Every visible folder (None) and wanted file (its bytes) of a folder, zip or tar, by its name in there.
+
+    Links of a folder are followed; those of a tar as far as they point to one of its files. Names are in Unicode's
+    composed form (NFC), as a Mac writes them otherwise.
+
+    Args:
+        place: The folder or archive.
+        wanted: By its name, whether a file is read.
+        left: Gets the names of files that are hidden, or links to nothing in the archive.
 
     Raises:
         DataError: it is missing, truncated, corrupt or of another kind, or a member points outside it.
@@ -67,26 +95,41 @@ def members(place: Path, wanted: Callable[[PurePosixPath], object]) -> Iterator[
     if not place.exists():
         raise DataError(f"{place}: no such file or folder: give the path of a folder, zip or tar")
     walk = _walk_folder if place.is_dir() else _walk_zip if place.suffix.lower() == ".zip" else _walk_tar
+    left = [] if left is None else left
     try:
         for name, read in walk(place):
-            path = PurePosixPath(name.replace("\\", "/"))
+            path = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
             if path.is_absolute() or ".." in path.parts:
                 raise DataError(
                     f"{place}: member {name!r} points outside the archive: make the archive again without it"
                 )
-            if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+            if path.name in CLUTTER or path.name.startswith("._") or "__MACOSX" in path.parts:
                 continue
-            if read is None:
+            if any(part.startswith(".") for part in path.parts):
+                left += [str(path)] * (read is not None)
+            elif read is None:
                 yield path, None
             elif wanted(path):
-                yield path, read()
+                try:
+                    yield path, read()
+                except KeyError:  # a link in a tar to what is not there
+                    left.append(str(path))
     except BROKEN as error:
         raise DataError(f"{place}: not a readable folder, zip or tar ({first_line(error)}): fetch it again") from None
 
 
-def _walk_folder(place: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
-    for path in sorted(place.rglob("*")):
-        yield path.relative_to(place).as_posix(), None if path.is_dir() else path.read_bytes
+def _walk_folder(
+    place: Path, name: str = "", above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
+    real = f"{os.path.realpath(place)}/"
+    never_ends = any(folder.startswith(real) for folder in above)  # a link to a folder above
+    for path in sorted(() if never_ends else place.iterdir()):
+        own = f"{name}{path.name}"
+        if path.is_dir():
+            yield own, None
+            yield from _walk_folder(path, f"{own}/", above | {real})
+        else:
+            yield own, path.read_bytes
 
 
 def _walk_zip(place: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
@@ -100,8 +143,8 @@ def _walk_tar(place: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
         for entry in archive:
             if entry.isdir():
                 yield entry.name, None
-            elif entry.isfile() and (stream := archive.extractfile(entry)):
-                yield entry.name, stream.read
+            elif entry.isfile() or entry.islnk() or entry.issym():
+                yield entry.name, partial(_read_member, archive, entry)
         # tarfile takes a cut or a damaged header for the end; the true end is a block of zeros. Reading on to the last
         # byte makes a compressed file check its checksum.
         archive.fileobj.seek(archive.offset)
@@ -109,6 +152,13 @@ def _walk_tar(place: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
             raise EOFError("it is damaged or its end is missing")
         while archive.fileobj.read(1 << 20):
             pass
+
+
+def _read_member(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    """The bytes of a file in a tar, or of the file there that a link points to; KeyError where there is none."""
+    if (stream := archive.extractfile(entry)) is None:
+        raise KeyError(entry.name)
+    return stream.read()
 
 
 def decode(images: Sequence[Named], where: Path) -> Tensor:
@@ -119,36 +169,52 @@ def decode(images: Sequence[Named], where: Path) -> Tensor:
         where: The folder or archive they are from, for the error message.
 
     Returns:
-        uint8 [N, C, H, W]; C is 1 where every image is grey, else 3 (an alpha channel is dropped).
+        uint8 [N, C, H, W], upright as their EXIF orientation says; C is 1 where every image is grey, else 3 (an alpha
+        channel is dropped).
 
     Raises:
-        DataError: a file is truncated, corrupt, not 8 bits deep, or of another size than the first; nothing is resized.
+        DataError: files are truncated, corrupt or more than 8 bits deep (the first is named, and how many they are), or
+            one is of another size than the first; nothing is resized.
+
+    Warns:
+        DataWarning: images of several frames, of which the first is taken.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ModuleNotFoundError:
         raise DataError("Pillow is not installed: pip install 'prunelab[lab]'") from None
     pixels = np.empty((0, 3, 0, 0), np.uint8)
-    grey = True
+    grey, broken, deep, moving = True, list[tuple[str, str]](), list[str](), list[str]()
     for at, (name, content) in enumerate(tqdm(images, f"decoding {where.name}", leave=False, disable=None)):
         try:
             with Image.open(io.BytesIO(content)) as image:
-                mode = image.mode
+                mode, tiles = image.mode, str(image.tile)
+                moving += [name] * (getattr(image, "n_frames", 1) > 1)
+                ImageOps.exif_transpose(image, in_place=True)
                 decoded = np.asarray(image if mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = "not an image" if "cannot identify" in str(error) else first_line(error)
-            raise DataError(f"{where}: {name} cannot be decoded ({reason}): fetch the file again") from None
-        if mode.startswith(("I", "F")):
-            raise DataError(f"{where}: {name} is not 8 bits deep (mode {mode}): convert it to 8 bits per channel")
-        if at == 0:
-            pixels = np.empty((len(images), *decoded.shape), np.uint8)
+            broken.append((name, "not an image" if "cannot identify" in str(error) else first_line(error)))
+            continue
+        if mode.startswith(("I", "F")) or ";16" in tiles:  # Pillow reads 16-bit colours as 8 bits and says nothing
+            deep.append(name)
+            continue
+        if not len(pixels):
+            pixels, first = np.empty((len(images), *decoded.shape), np.uint8), name
         if decoded.shape != pixels.shape[1:]:
             (height, width), (first_height, first_width) = decoded.shape[1:], pixels.shape[2:]
             raise DataError(
-                f"{where}: {name} is {width} x {height} pixels, but {images[0][0]} is {first_width} x {first_height}: "
+                f"{where}: {name} is {width} x {height} pixels, but {first} is {first_width} x {first_height}: "
                 "bring all images to one size first"
             )
         pixels[at] = decoded
         grey = grey and mode in ("1", "L", "LA")
+    if broken:
+        name, reason = broken[0]
+        more = f", nor can {len(broken) - 1} others" if len(broken) > 1 else ""
+        raise DataError(f"{where}: {name} cannot be decoded ({reason}){more}: fetch the file again")
+    if deep:
+        more = f" and {len(deep) - 1} others are" if len(deep) > 1 else " is"
+        raise DataError(f"{where}: {deep[0]}{more} more than 8 bits deep: convert them to 8 bits per channel")
+    say(where, "of several frames, of which the first is read", moving)
     tensor = torch.from_numpy(pixels)
     return tensor[:, :1].contiguous() if grey else tensor

@@ -8,18 +8,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import pickletools
 import struct
+import tarfile
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, members
+from prunelab.data.files import BROKEN, IMAGES, DataError, Named, decode, file_digest, members, say
 from prunelab.errors import first_line
 
 Tree = Mapping[str, Mapping[str, list[Named]]]  # part -> class -> image files
@@ -106,15 +109,26 @@ def read_tree(place: Path, title: str, jpeg_title: str | None = None) -> Raw:
     """
     files = _archive_digest(place)  # before anything is decoded
     tree: dict[str, dict[str, list[Named]]] = defaultdict(lambda: defaultdict(list))
-    for name, content in members(
-        place, lambda name: name.suffix.lower() in IMAGES and {"train", "test"} & {*name.parts[:2]}
-    ):
-        top = next((i for i, part in enumerate(name.parts[:2]) if part in ("train", "test")), None)
-        if top is None or len(name.parts) < top + 2 + (content is not None):
+    left: list[str] = []
+
+    def place_in(name: PurePosixPath) -> int | None:
+        """Where the part stands in the name of a file or folder: at the top, or one folder below."""
+        return next((i for i, part in enumerate(name.parts[:2]) if part in ("train", "test")), None)
+
+    def wanted(name: PurePosixPath) -> bool:
+        at = place_in(name)
+        read = name.suffix.lower() in IMAGES and at is not None and len(name.parts) > at + 2
+        if at is not None and not read and (len(name.parts) > at + 2 or name.suffix.lower() in IMAGES):
+            left.append(str(name))
+        return read
+
+    for name, content in members(place, wanted, left):
+        if (top := place_in(name)) is None or len(name.parts) < top + 2:
             continue
         images = tree[name.parts[top]][name.parts[top + 1]]
         if content is not None:
             images.append((str(name), content))
+    say(place, "left out, hidden or not an image in a class folder", left)
     names = [name for part in tree.values() for images in part.values() for name, _ in images]
     lossy = any(name.lower().endswith((".jpg", ".jpeg")) for name in names)
     classes = sorted({name for part in tree.values() for name in part})
@@ -195,61 +209,69 @@ def read_idx(place: Path, title: str, classes: tuple[str, ...]) -> Raw:
     return Raw(title, classes, tensors, files)
 
 
-@dataclass(frozen=True)
-class Cifar:
-    """How CIFAR-10 or CIFAR-100 is packed in its binary version: records of labels and 3 x 32 x 32 bytes.
+def read_cifar(place: Path, title: str, kind: str, folder: str, archive: str) -> Raw:
+    """Read CIFAR-10 or CIFAR-100: the original (its ``folder`` or the ``archive`` it came in), or a tree of images.
 
-    Attributes:
-        folder: In which the archive has its files.
-        archive: The file to download; ``md5`` is its digest.
-        parts: Part -> its files.
-        names: The file with a class in each line.
-        labels: Bytes before each image; the last of them is the class.
-    """
-
-    folder: str
-    archive: str
-    md5: str
-    parts: Mapping[str, Sequence[str]]
-    names: str
-    labels: int
-
-
-def read_cifar(place: Path, title: str, cifar: Cifar) -> Raw:
-    """Read the binary version of CIFAR (its folder, or the archive it came in), or a tree of images.
-
-    The version for Python, which torchvision reads, is made of pickles, and these can run code: it is not read.
+    The md5 of every original file is compared before it is opened. They are pickles, and are not unpickled.
 
     Raises:
-        DataError: a file is missing or corrupt, or it is the version for Python.
+        DataError: a file is missing or corrupt, or torchvision is.
     """
-    folder = place / cifar.folder if (place / cifar.folder).is_dir() else place
-    if folder.name not in (cifar.folder, cifar.archive):
-        if "python" in place.name or place.name.endswith("-py") or any(place.glob("*-py*")):
-            raise DataError(
-                f"{place}: the version for Python is made of pickles, which are not read: give {cifar.archive}"
-            )
+    if place.name == archive and place.is_file():
+        if not torchvision().datasets.utils.check_integrity(place, getattr(torchvision().datasets, kind).tgz_md5):
+            raise DataError(f"{place}: truncated, corrupt or another file (wrong md5): fetch it again")
+        with tempfile.TemporaryDirectory() as unpacked, tarfile.open(place) as packed:
+            packed.extractall(unpacked, filter="data")
+            return read_cifar(Path(unpacked), title, kind, folder, archive)
+    place = place.parent if place.name == folder else place
+    if not (place / folder).is_dir():
         return read_tree(place, title, f"{title} (JPEG)")
-    files = _archive_digest(folder) or {f.name: file_digest(f) for f in sorted(folder.iterdir()) if f.is_file()}
-    content = {
-        name.name: data
-        for name, data in members(folder, lambda name: name.suffix in (".bin", ".txt"))
-        if data is not None
-    }
+    files = {file.name: file_digest(file) for file in sorted((place / folder).iterdir()) if file.is_file()}
     tensors: dict[str, Tensor] = {}
-    sizes = set()
-    for part, names in cifar.parts.items():
-        for name in [*names, cifar.names]:
-            if name not in content:
-                raise DataError(f"{folder}: {name} is missing: fetch {cifar.archive} again")
-        whole, record = b"".join(content[name] for name in names), cifar.labels + 3072
-        sizes |= {len(content[name]) for name in names if len(names) > 1}
-        if not whole or len(whole) % record or len(sizes) > 1:
-            raise DataError(f"{folder}: a file of the {part} part is truncated or corrupt: fetch {cifar.archive} again")
-        rows = torch.from_numpy(np.frombuffer(whole, np.uint8).reshape(-1, record).copy())
-        tensors[f"{part}_x"] = rows[:, cifar.labels :].reshape(-1, 3, 32, 32).contiguous()
-        tensors[f"{part}_y"] = rows[:, cifar.labels - 1].long()
-    return Raw(title, tuple(content[cifar.names].decode(errors="replace").split()), tensors, files)
+    classes: tuple[str, ...] = ()
+    original, intact = getattr(torchvision().datasets, kind), torchvision().datasets.utils.check_integrity
+
+    def read(name: str, md5: str) -> dict[str, list[Any]]:
+        if not intact(place / folder / name, md5):
+            raise DataError(f"{place / folder}: {name} is incomplete or corrupt: fetch {archive} again")
+        return _pickled(
+            place / folder / name, ("data", "labels", "fine_labels", "coarse_labels", meta["key"], "filenames")
+        )
+
+    meta = original.meta
+    classes = [str(name) for name in read(meta["filename"], meta["md5"])[meta["key"]]]
+    tensors: dict[str, Tensor] = {}
+    for part, listed in (("train", original.train_list), ("test", original.test_list)):
+        batches = [read(*entry) for entry in listed]
+        y = [label for batch in batches for label in batch.get("labels") or batch["fine_labels"]]
+        x = b"".join(
+            max((own for own in batch["data"] if isinstance(own, bytes)), key=len, default=b"") for batch in batches
+        )
+        if len(x) != 3072 * len(y):
+            raise DataError(f"{place / folder}: {len(x)} bytes of images for {len(y)} labels: fetch {archive} again")
+        pixels = np.frombuffer(x, np.uint8).reshape(-1, 3, 32, 32)
+        tensors |= {f"{part}_x": torch.from_numpy(pixels.copy()), f"{part}_y": torch.tensor(y)}
+    return Raw(title, tuple(classes), tensors, files)
+
+
+def _pickled(file: Path, keys: Sequence[str]) -> dict[str, list[Any]]:
+    """The numbers, texts and bytes behind each key of a dictionary in a pickle, read one operation after the other.
+
+    Nothing is unpickled: operations that would build an object or call a function are passed over, so a file can give
+    wrong numbers at worst. What an array holds is among the bytes behind its key.
+    """
+    found: dict[str, list[Any]] = {}
+    own: list[Any] = []
+    for operation, value, _ in pickletools.genops(file.read_bytes()):
+        number = operation.name in ("BININT", "BININT1", "BININT2", "INT", "LONG1")
+        content = any(kind in operation.name for kind in ("STRING", "UNICODE", "BYTE"))
+        if content and value in keys and value not in found:
+            own = found.setdefault(value, [])
+        elif content and own is found.get("data"):  # texts too, as which some versions write bytes
+            own.append(value.encode("latin-1", "replace") if isinstance(value, str) else bytes(value))
+        elif content or number:
+            own.append(value)
+    return found
 
 
 def read_sklearn(_: Path, name: str) -> Raw:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunelab.data.files import DataError
 from prunelab.data.readers import (
-    Cifar,
     Raw,
     check_labels,
     read_cifar,
@@ -23,26 +23,10 @@ from prunelab.data.readers import (
     read_tree,
     torchvision,
 )
+from prunelab.registry import Registry
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz"
-CIFAR_10 = Cifar(
-    "cifar-10-batches-bin",
-    "cifar-10-binary.tar.gz",
-    "c32a1d4ab5d03f1284b67883e8d87530",
-    {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
-    "batches.meta.txt",
-    labels=1,
-)
-CIFAR_100 = Cifar(
-    "cifar-100-binary",
-    "cifar-100-binary.tar.gz",
-    "03b5dce01913d631647c71ecec9e9cb8",
-    {"train": ["train.bin"], "test": ["test.bin"]},
-    "fine_label_names.txt",
-    labels=2,  # the coarse one, then the class
-)
 TINY_URL, TINY_MD5 = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
 
 
@@ -115,9 +99,9 @@ def _fetch_torchvision(folder: Path, kind: str, below: str = "") -> Path:
     return folder / below
 
 
-def _fetch_url(folder: Path, url: str, md5: str) -> Path:
-    torchvision().datasets.utils.download_url(url, folder, md5=md5)
-    return folder / url.rpartition("/")[2]
+def _fetch_tiny_imagenet(folder: Path) -> Path:
+    torchvision().datasets.utils.download_url(TINY_URL, folder, md5=TINY_MD5)
+    return folder / "tiny-imagenet-200.zip"
 
 
 def _idx_source(title: str, kind: str, classes: tuple[str, ...]) -> Source:
@@ -127,13 +111,46 @@ def _idx_source(title: str, kind: str, classes: tuple[str, ...]) -> Source:
     )
 
 
-def _cifar_source(title: str, name: str, cifar: Cifar, classes: int) -> Source:
-    layout = (cifar.folder, cifar.archive, f"{name}-jpeg.tar")
-    fetch = partial(_fetch_url, url=f"{CIFAR_URL}/{cifar.archive}", md5=cifar.md5)
-    return Source(title, layout, partial(read_cifar, title=title, cifar=cifar), fetch, (3, 32, 32), classes)
+def _cifar_source(title: str, kind: str, folder: str, archive: str, classes: int) -> Source:
+    read = partial(read_cifar, title=title, kind=kind, folder=folder, archive=archive)
+    layout = (folder, archive, f"{kind.lower()}-jpeg.tar")
+    return Source(title, layout, read, partial(_fetch_torchvision, kind=kind), (3, 32, 32), classes)
 
 
-SOURCES: Mapping[str, Source] = MappingProxyType(
+def _adopted(thing: Any) -> Source:
+    """A function of the user's own that gives a data set, as an entry."""
+    if isinstance(thing, Source):
+        return thing
+    if not callable(thing):
+        raise DataError(f"{thing!r:.60} should be a function that gives the tensors x, y, or these and test_x, test_y")
+    title = getattr(thing, "__name__", type(thing).__name__)
+    return Source(title, (), lambda place: _raw(thing(), title), origin="made by a function")
+
+
+def _raw(made: Any, title: str) -> Raw:
+    if isinstance(made, Raw):
+        return made
+    parts = tuple(made) if isinstance(made, tuple | list) else ()
+    if len(parts) not in (2, 4) or not all(isinstance(part, Tensor) for part in parts):
+        raise DataError(f"{title} should give x, y, or x, y, test_x, test_y, tensors, not {type(made).__name__}")
+    tensors = dict(zip(("train_x", "train_y", "test_x", "test_y"), parts, strict=False))
+    for x, y in (parts[:2], parts[2:])[: len(parts) // 2]:
+        if not len(x):
+            raise DataError(f"{title} gives no samples: should be at least one of every class")
+        images = x.dtype == torch.uint8 and x.ndim == 4
+        if not (images or (x.dtype == torch.float32 and x.ndim == 2)):
+            what = f"{title} gives inputs {x.dtype} {tuple(x.shape)}"
+            raise DataError(f"{what}: should be images, uint8 [N, C, H, W], or features, float32 [N, F]")
+        if not (y.dtype == torch.int64 and y.ndim == 1) and not (y.dtype == torch.float32 and y.ndim == 2):
+            what = f"{title} gives targets {y.dtype} {tuple(y.shape)}"
+            raise DataError(f"{what}: should be classes, int64 [N], or numbers, float32 [N, outputs]")
+    y = tensors["train_y"]
+    classes = y.shape[1] if y.is_floating_point() else int(y.max()) + 1
+    return Raw(title, tuple(map(str, range(classes))), tensors)
+
+
+SOURCES: Registry[Source] = Registry(
+    "data set",
     {
         # Test parts of the two that have none: DyPrune's 25 of 150; 297 of 1,797 is our own default and leaves 1,500.
         "iris": Source("Iris", (), partial(read_sklearn, name="iris"), shape=(4,), classes=3, test=25),
@@ -143,14 +160,15 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "mnist": _idx_source("MNIST", "MNIST", DIGITS),
         "fashion_mnist": _idx_source("Fashion-MNIST", "FashionMNIST", FASHION),
-        "cifar10": _cifar_source("CIFAR-10", "cifar10", CIFAR_10, 10),
-        "cifar100": _cifar_source("CIFAR-100", "cifar100", CIFAR_100, 100),
+        "cifar10": _cifar_source("CIFAR-10", "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz", 10),
+        "cifar100": _cifar_source("CIFAR-100", "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz", 100),
         "tiny_imagenet": Source(
             "Tiny ImageNet",
             ("tiny-imagenet-200", "tiny-imagenet-200*.zip", "tiny-imagenet-200*.tar"),
             read_tiny_imagenet,
-            partial(_fetch_url, url=TINY_URL, md5=TINY_MD5),
+            _fetch_tiny_imagenet,
             (3, 64, 64),
         ),
-    }
+    },
+    _adopted,
 )

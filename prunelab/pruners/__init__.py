@@ -11,22 +11,26 @@ from prunelab import lazy
 
 __all__ = [
     "METHODS",
+    "Context",
     "Method",
     "Pruner",
     "Ranking",
-    "Reweighting",
+    "Step",
     "build",
+    "erk",
     "first_masks",
     "prune",
     "prune_",
     "put_weights",
+    "register",
 ]
 
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
-        **dict.fromkeys(("Pruner", "Ranking", "Reweighting"), "prunelab.pruners.base"),
-        **dict.fromkeys(("METHODS", "Method", "build"), "prunelab.pruners.registry"),
+        **dict.fromkeys(("Context", "Pruner", "Ranking", "Step"), "prunelab.pruners.base"),
+        "erk": "prunelab.pruners.amounts",
+        **dict.fromkeys(("METHODS", "Method", "build", "register"), "prunelab.pruners.registry"),
         **dict.fromkeys(("first_masks", "prune", "prune_", "put_weights"), "prunelab.pruners.apply"),
     },
 )

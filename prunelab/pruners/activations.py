@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from prunelab.errors import PrunelabError
-from prunelab.structure.watch import evaluating
 from prunelab.pruners.scores import wide
+from prunelab.structure.forward import call, looking
 
 # What may stand between a layer and the place where its units are looked at; each treats every unit by itself.
 _POINTWISE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Identity)
@@ -35,7 +36,7 @@ def unit_sums(
 
     Args:
         model: Any module.
-        layers: Names of Linear and Conv2d layers.
+        layers: Names of Linear layers and convolutions.
         batches: ``(x, y)`` or ``x``, scaled, on the model's device, in pieces of any size: they are cut and joined to
             pieces that use the machine well.
         reduce: Takes an activation ``[N, ...]`` and the axes of its positions (those that are neither samples nor
@@ -53,7 +54,7 @@ def unit_sums(
         raise PrunelabError("this method looks at activations: give batches=, pairs of inputs and targets")
     totals: dict[str, Tensor] = {}
     samples = 0
-    with evaluating(model):
+    with looking(model):
         places, numbers = _places(model, layers, first[:2])
         budget = _CACHED if first.device.type == "cpu" else _FREE
         for x in pieces(chain([first], inputs), max(min(budget // numbers, _MOST), 1)):
@@ -61,15 +62,6 @@ def unit_sums(
             for layer, value in _pass(model, places, x, reduce):
                 totals[layer] = totals[layer] + value if layer in totals else value
     return totals, samples
-
-
-def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """What a classifier gives; refuses a model that gives something else, as a dict, in one line."""
-    found = model(x)
-    if not isinstance(found, Tensor):
-        what = f"{type(model).__name__} gives a {type(found).__name__}"
-        raise PrunelabError(f"{what}: should be logits [N, classes]; wrap it in a module that returns those alone")
-    return found
 
 
 def pieces(tensors: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -116,7 +108,7 @@ def _places(model: nn.Module, layers: Sequence[str], x: Tensor) -> tuple[dict[Pl
     hooked = {n: m for n, m in known.items() if n in layers or isinstance(m, _FOLLOWERS)}
     handles = [module.register_forward_hook(follow(name)) for name, module in hooked.items()]
     try:
-        model(x)
+        call(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -129,7 +121,7 @@ def _places(model: nn.Module, layers: Sequence[str], x: Tensor) -> tuple[dict[Pl
 def _pass(model: nn.Module, places: Mapping[Place, str], x: Tensor, reduce: Reduce) -> Iterator[tuple[str, Tensor]]:
     found: dict[str, Tensor] = {}
     calls: dict[str, int] = {}
-    axis = {layer: 1 if isinstance(model.get_submodule(layer), nn.Conv2d) else -1 for layer in places.values()}
+    axis = {layer: 1 if isinstance(model.get_submodule(layer), _ConvNd) else -1 for layer in places.values()}
 
     def look(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
@@ -145,7 +137,7 @@ def _pass(model: nn.Module, places: Mapping[Place, str], x: Tensor, reduce: Redu
 
     handles = [model.get_submodule(name).register_forward_hook(look(name)) for name in {name for name, _ in places}]
     try:
-        model(x)
+        call(model, x)
     finally:
         for handle in handles:
             handle.remove()

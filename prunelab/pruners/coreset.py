@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -19,7 +19,9 @@ from torch import Generator, Tensor, nn
 from prunelab.collapse import in_order
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
-from prunelab.pruners.select import Granularity, amount_to_count, unit_masks
+from prunelab.pruners.base import Context, Pruner, Step
+from prunelab.pruners.select import Granularity, amount_to_count
+from prunelab.pruners.units import unit_masks
 from prunelab.settings import settings
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU
 
 
 @settings
-class Coreset:
+class Coreset(Pruner):
     """Neurons are drawn by their sensitivity, and the next layer's weights make up for those that were not drawn.
 
     Neuron j of a hidden layer, with the incoming weights and bias p_j = (W1[j], b1[j]), gives on W2[:, j] phi(p_j x).
@@ -47,8 +49,8 @@ class Coreset:
     own: where nothing has to go no weight changes; one neuron stays at least; neurons that nobody reads are never
     drawn; after 4 million draws fewer than k stay.
 
-    It needs no data. ``masks`` alone is half of the method: ``reweighted`` gives the weights too, and both runs and
-    ``pruners.prune_`` use them; after ``recover="rewind"`` or ``"reinit"`` the weights are others, and are not changed.
+    It needs no data. The masks alone, as ``prunelab.prune`` gives them, are half of the method; runs and ``prune_``
+    use the weights too; after ``recover="rewind"`` or ``"reinit"`` the weights are others, and are not changed.
 
     Attributes:
         importance: draw by sensitivity; False: every neuron is as likely.
@@ -64,17 +66,10 @@ class Coreset:
     draws: Literal["distinct", "fixed"] = "distinct"
     radius: Annotated[float, Field(gt=0)] = 1.0
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
-        """Which neurons were drawn; of the other weights that go with them see ``reweighted``."""
-        return self.reweighted(model, batches, current, amount, generator)[0]
-
     @torch.no_grad()
-    def reweighted(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> tuple[Masks, dict[str, Tensor]]:
-        """Masks, and the outgoing weights of the layers that were thinned out: parameter name -> new values."""
+    def prune(self, now: Context, amount: float) -> Step:
+        """Masks, and the outgoing weights of the layers that were thinned out."""
+        model, current = now.model, now.masks
         chosen = [pair for pair in pairs(model) if f"{pair.layer}.weight" in current]
         if not chosen:
             raise MaskError(
@@ -90,7 +85,7 @@ class Coreset:
             if size >= left:
                 continue
             chance = self._probability(pair, incoming, _bias(model, masks, pair.layer), read, alive)
-            drawn = draw(chance.cpu(), size, generator, self.draws == "distinct").to(alive.device)
+            drawn = draw(chance.cpu(), size, now.generator, self.draws == "distinct").to(alive.device)
             masks = masks & unit_masks(model, {pair.layer: drawn > 0})
             if pair.at_zero != 0:  # a neuron whose weights are 0 would still give this on
                 masks &= Masks({f"{pair.next}.weight": (drawn > 0).expand(read.shape)})
@@ -98,7 +93,7 @@ class Coreset:
                 factor = torch.where(drawn > 0, drawn / (drawn.sum() * chance), 0.0)
                 name = f"{pair.next}.weight"
                 weights[name] = model.get_parameter(name).detach() * factor.to(read.dtype)
-        return masks, weights
+        return Step(masks, weights=weights)
 
     def _probability(self, pair: Pair, incoming: Tensor, bias: Tensor, read: Tensor, alive: Tensor) -> Tensor:
         """Of each neuron to be drawn, float64 [neurons]."""

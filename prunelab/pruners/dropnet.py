@@ -6,23 +6,17 @@ the code of its authors. APoZ, with which its supplement compares: Hu et al., "N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.masks import MaskError, Masks
 from prunelab.pruners.activations import unit_sums
-from prunelab.pruners.select import (
-    Granularity,
-    amount_to_count,
-    keep_highest_units,
-    lowest_go,
-    scored_names,
-    unit_masks,
-    units_of,
-)
+from prunelab.pruners.base import Context, Ranking, Reads
+from prunelab.pruners.select import Granularity, amount_to_count, keep_highest_units
+from prunelab.pruners.units import Combine, competing, fold, made_by_layers, masks_without, remaining, there
 from prunelab.settings import settings
 
 Metric = Literal["minimum", "maximum", "random", "apoz"]
@@ -30,7 +24,7 @@ Variant = Literal["faithful", "corrected"]
 
 
 @settings
-class DropNet:
+class DropNet(Ranking):
     """Drop the units with the lowest (or highest) mean |post-activation| E(a), or at random, or by APoZ.
 
     The units of all layers compete (``global``), or those of each layer (``layer``: the paper's ``minimum_layer``).
@@ -49,49 +43,55 @@ class DropNet:
         variant: The paper's text, or its code.
         one: One unit goes in a round, or one of each layer, whatever the amount.
         allow_empty: Whether a layer may lose all, as it may in the paper.
+        granularity: Single units, as published; ``"channel"`` or ``"head"``: all that has to go together.
+        combine: Of coupled channels, how the activations of the layers that make a channel are combined.
     """
-
-    granularity: ClassVar[Granularity] = "unit"
 
     metric: Metric = "minimum"
     scope: Literal["global", "layer"] = "global"
     variant: Variant = "corrected"
     one: bool = False
     allow_empty: bool = False
+    granularity: Literal["unit", "channel", "head"] = "unit"
+    combine: Combine = "mean"
 
-    def scores(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    @property
+    def reads(self) -> Reads:
+        """Inputs, unless it is random."""
+        return "nothing" if self.metric == "random" else "inputs"
+
+    @property
+    def reads_amount(self) -> bool:
+        """Unless one goes whatever the amount."""
+        return not self.one
+
+    def scores(self, now: Context) -> dict[str, Tensor]:
         """Layer -> float32 [units]: E(a), -E(a), a random number, or the share of activations that are not zero."""
-        names = scored_names(model, current, "unit")
-        layers = [layer_of(name) for name in names]
+        groups = competing(now, self.granularity)
         if self.metric == "random":
-            sizes = {layer: len(current[name]) for layer, name in zip(layers, names, strict=True)}
-            return {layer: torch.rand(size, generator=generator) for layer, size in sizes.items()}
+            return {name: torch.rand(space.size, generator=now.generator) for name, space in groups.items()}
         by_map = self.variant == "faithful"
         if self.metric == "apoz":
             reduce = _maps_not_zero if by_map else _positions_not_zero
         else:
             reduce = _size_of_mean if by_map else _mean_size
-        sums, samples = unit_sums(model, layers, batches, reduce)
+        layers = made_by_layers(now.model, groups)
+        sums, samples = unit_sums(now.model, list(layers.values()), now.inputs(), reduce)
         sign = -1 if self.metric == "maximum" else 1
-        return {layer: (sign * sums[layer] / samples).float() for layer in layers}
+        values = {name: (sign * sums[layer] / samples).float() for name, layer in layers.items()}
+        return fold(groups, values, there(groups, now.masks), combine=self.combine)
 
-    def select(
-        self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
+    def select(self, now: Context, scores: Mapping[str, Tensor], amount: float) -> Masks:
         """What is left when the lowest scores are gone; the units' biases, and BatchNorm behind them, go with them."""
-        there = units_of(model, current, [f"{layer}.weight" if layer else "weight" for layer in scores])
+        left = remaining(now, scores, self.granularity)
         faithful, random = self.variant == "faithful", self.metric == "random"
         if faithful and random and self.one:  # nothing is shuffled: all are candidates alike
             scores = {layer: torch.zeros_like(score) for layer, score in scores.items()}
         elif random:  # no threshold, hence no candidates: with them the layers next to the input would lose more
             faithful = False
         how = {"scope": self.scope, "faithful": faithful, "one": self.one}
-        after = drop_units(scores, there, 0.0 if self.one else amount, generator, **how)
-        return without_units(model, current, there, after, self.allow_empty)
-
-    masks = lowest_go  # reads batches unless the metric is random
+        after = drop_units(scores, left, 0.0 if self.one else amount, now.generator, **how)
+        return without_units(now, left, after, self.granularity, self.allow_empty)
 
 
 def drop_units(
@@ -151,9 +151,13 @@ def _candidates_first(
 
 
 def without_units(
-    model: nn.Module, current: Masks, there: Mapping[str, Tensor], after: Mapping[str, Tensor], allow_empty: bool
+    now: Context,
+    there: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    granularity: Granularity,
+    allow_empty: bool,
 ) -> Masks:
-    """``current`` without the units that are not in ``after``: rows of weight and bias, and of a BatchNorm behind them.
+    """The masks without the units that are not in ``after``: rows of weight and bias, and of a BatchNorm behind them.
 
     The paper multiplies a mask into the activations, behind BatchNorm where there is one. With the scale and the shift
     of BatchNorm gone as well the unit gives 0 there too, and not the constant that BatchNorm makes of 0.
@@ -165,7 +169,7 @@ def without_units(
         if not allow_empty and not keep.any() and there[layer].any():
             what = f"layer {layer!r} would lose all {int(there[layer].sum())} units that it has left"
             raise MaskError(f"{what}: remove less, use scope='layer', leave the layer out, or say allow_empty=True")
-    return current & unit_masks(model, after)
+    return masks_without(now, after, granularity)
 
 
 def _mean_size(a: Tensor, positions: Sequence[int]) -> Tensor:

@@ -7,15 +7,16 @@ rules and constants are those of the published code (regularizers.py and its scr
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import Masks, layer_of
-from prunelab.pruners.during import Penalty
+from prunelab.pruners.base import Context, Penalty, Pruner, Step
 from prunelab.settings import settings
 
 SCALE = 0.1  # of every term, hard-coded in the published code
@@ -25,7 +26,7 @@ CountingRule = Literal["min", "max", "connected"]
 
 
 @settings
-class DropNeuron:
+class DropNeuron(Pruner):
     """Trains with group penalties, then sets every weight below a threshold to zero, once, without retraining.
 
     For W of shape [out, in] of each fully connected layer, with bias b:
@@ -52,6 +53,9 @@ class DropNeuron:
         allow_empty: whether a layer may lose all.
     """
 
+    penalises: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
+
     l1: float = 1e-4
     l2: float = 0.0
     dropneuron: float = 5e-4
@@ -63,8 +67,8 @@ class DropNeuron:
     def __post_init__(self) -> None:
         """Refuse what is no strength."""
         for name in ("l1", "l2", "dropneuron", "threshold"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"{name} = {value}: should be 0 or more")
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} = {value}: should be 0 or more, and finite")
 
     def penalty(self, model: nn.Module, state: Mapping[str, Tensor]) -> Penalty | None:
         """Gradients of the four terms, in closed form."""
@@ -88,20 +92,19 @@ class DropNeuron:
         return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
 
     @torch.no_grad()
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
-        """What is left when every weight below the threshold is gone; of the arguments the others mean nothing."""
-        names = [f"{name}.weight" if name else "weight" for name, _ in self._layers(model)]
+    def prune(self, now: Context, amount: float) -> Step:
+        """What is left when every weight below the threshold is gone; the amount means nothing."""
+        current = now.masks
+        names = [f"{name}.weight" if name else "weight" for name, _ in self._layers(now.model)]
         if not any(name in current for name in names):
             raise PrunelabError("dropneuron: the model has no fully connected layer; say convolutions=True, or another")
-        big = {name: model.get_parameter(name).abs() >= self.threshold for name in names if name in current}
+        big = {name: now.model.get_parameter(name).abs() >= self.threshold for name in names if name in current}
         after = current & Masks(big)
         for name in big:
             if current.counts[name] and not after.counts[name] and not self.allow_empty:
                 what = f"layer {layer_of(name)!r} would lose every weight at threshold = {self.threshold:g}"
                 raise PrunelabError(f"{what}: lower it, penalise less, or say allow_empty=True")
-        return after
+        return Step(after)
 
 
 def weight_gradient(weight: Tensor, l1: float, l2: float, dropneuron: float) -> Tensor:

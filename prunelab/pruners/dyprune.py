@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, chain, compact, remove_units, whole_index
+from prunelab.chains import ShrinkError, chain, compact, remove_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.base import Context, Progress, Pruner, Step
 from prunelab.pruners.schedules import Trigger, dyprune_rate, relative_gradient
 from prunelab.pruners.scores import magnitude, random
 from prunelab.pruners.select import amount_to_count, keep_highest
@@ -26,7 +26,7 @@ _STALE = "stale"  # stands for the layers that the published code forgets to tak
 
 
 @settings
-class DyPrune:
+class DyPrune(Pruner):
     """DyPrune's family of strategies: trigger x rate x score.
 
     Attributes:
@@ -46,6 +46,9 @@ class DyPrune:
             without folding, and after it all biases are drawn anew and the optimiser starts afresh.
     """
 
+    while_training: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
+
     trigger: Literal["static", "dynamic"] = "dynamic"
     rate: Literal["dynamic"] | float = "dynamic"
     score: Literal["l1", "random"] = "l1"
@@ -63,7 +66,7 @@ class DyPrune:
                 f"dyprune: every = {self.every}, cooldown = {self.cooldown}: should be at least 1 and at least 0 epochs"
             )
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, masks: Masks) -> None:
         """Refuse a model in which units cannot be removed."""
         links = chain(model)
         if len(links) < 2:
@@ -85,7 +88,7 @@ class DyPrune:
     def _losses(self, progress: Progress) -> Sequence[float]:
         return progress.losses_of_batches if self.variant == "faithful" else progress.losses
 
-    def act(self, now: Moment) -> Change:
+    def prune(self, now: Context, amount: float) -> Step:
         """Remove weights, then the units they leave dead."""
         model, masks, generator = now.model, now.masks, now.generator
         rate = dyprune_rate(masks.kept) if self.rate == "dynamic" else float(self.rate)
@@ -97,12 +100,10 @@ class DyPrune:
         try:
             smaller = compact(model, fewer)
         except ShrinkError as error:
-            return Change(model, masks, now.moments, masks, whole_index(model), rate, note=f"pruning refused: {error}")
-        left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
-        carried = {kind: {name: smaller.cut(name, t) for name, t in own.items()} for kind, own in now.moments.items()}
-        return Change(smaller.model, left, carried, fewer, smaller.index, rate, scores)
+            return Step(masks, rate=rate, note=f"pruning refused: {error}")
+        return Step(fewer, scores, cut=smaller, rate=rate)
 
-    def _faithful(self, now: Moment, rate: float, scores: Mapping[str, Tensor]) -> Change:
+    def _faithful(self, now: Context, rate: float, scores: Mapping[str, Tensor]) -> Step:
         """As published; quirks 1, 3, 4, 5, 6 and 8 of deep networks, 2 and 7 of those with one hidden layer."""
         model, masks, generator = now.model, now.masks, now.generator
         if len(chain(model)) == 2:
@@ -124,17 +125,15 @@ class DyPrune:
             smaller = remove_units(model, _one_pass(fewer, model))
         except ShrinkError as error:
             why = f"{error} (the published code stops here too)"
-            return Change(model, masks, now.moments, masks, whole_index(model), rate, failure=why)
+            return Step(masks, rate=rate, failure=why)
         for link in chain(smaller.model):
             bound = link.layer.in_features**-0.5
             drawn = torch.empty(len(link.layer.bias)).uniform_(-bound, bound, generator=generator)
             with torch.no_grad():
                 link.layer.bias.copy_(drawn)
-        left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
-        left.apply_(smaller.model)
-        return Change(smaller.model, left, None, fewer, smaller.index, rate, scores, {_STALE: left_behind})
+        return Step(fewer, scores, cut=smaller, rate=rate, fresh=True, state={_STALE: left_behind})
 
-    def _faithful_one_hidden_layer(self, now: Moment, rate: float, scores: Mapping[str, Tensor]) -> Change:
+    def _faithful_one_hidden_layer(self, now: Context, rate: float, scores: Mapping[str, Tensor]) -> Step:
         """One hidden layer: nothing is removed nor reset; at the k-th pruning each layer stands k times on the list."""
         masks, generator = now.masks, now.generator
         times = int(now.state.get("events", torch.tensor(0))) + 1
@@ -150,7 +149,7 @@ class DyPrune:
                 fewer = fewer & Masks({name: kept[f"{name}/{i}"] for name in masks})
             scores = {name: torch.stack([draws[f"{name}/{i}"] for i in range(times)]).amin(0) for name in masks}
         state = {"events": torch.tensor(times)}
-        return Change(now.model, fewer, now.moments, fewer, whole_index(now.model), rate, scores, state)
+        return Step(fewer, scores, rate=rate, state=state)
 
 
 def _one_pass(masks: Masks, model: nn.Sequential) -> dict[str, Tensor]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Generator, nn
 
-from prunelab.masks import Masks, layer_of
+from prunelab.masks import layer_of
+from prunelab.pruners.base import Context, Pruner, Step
 from prunelab.pruners.scores import wide
-from prunelab.pruners.select import Granularity, keep_highest_units, scored_names, unit_masks, units_of
+from prunelab.pruners.select import Granularity, by_unit, keep_highest_units, scored_names, units_of
+from prunelab.pruners.units import unit_masks
 from prunelab.settings import settings
 from prunelab.structure.shrink import joined_layers
 
 
 @settings
-class Glance:
+class Glance(Pruner):
     """Filters and neurons with the smallest mean |w| go, all layers together, without any normalisation.
 
     Source: Salama et al., "Pruning at a Glance: Global Neural Pruning for Model Compression", 2019, and its code: the
@@ -32,30 +32,28 @@ class Glance:
 
     allow_empty: bool = False
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
+    def prune(self, now: Context, amount: float) -> Step:
         """Of ``batches`` only the first inputs are read, to follow skips."""
-        groups = _shared(model, batches)
+        model, current = now.model, now.masks
+        groups = _shared(now)
         followers = {layer for group in groups for layer in group[1:]}
         names = [name for name in scored_names(model, current, "unit") if layer_of(name) not in followers]
         there = units_of(model, current, names)
-        scores = {layer_of(n): wide(model.get_parameter(n).detach()).abs().flatten(1).mean(1) for n in names}
+        scores = {layer_of(n): by_unit(model, n, wide(model.get_parameter(n).detach())).abs().mean(1) for n in names}
         left = {layer: int(keep.sum()) for layer, keep in there.items()}
         count = round(amount * sum(left.values()))
         if not self.allow_empty:
             count = min(count, sum(units - 1 for units in left.values() if units))
             best = {layer: score.masked_fill(~there[layer], -torch.inf).argmax() for layer, score in scores.items()}
             scores = {layer: score.index_fill(0, best[layer], torch.inf) for layer, score in scores.items()}
-        after = keep_highest_units(scores, there, count, generator, allow_empty=True)
+        after = keep_highest_units(scores, there, count, now.generator, allow_empty=True)
         for first, *others in groups:
             after |= {other: after[first] for other in others if first in after}
-        return current & unit_masks(model, after)
+        return Step(current & unit_masks(model, after))
 
 
-def _shared(model: nn.Module, batches: Iterable[Any] | None) -> list[list[str]]:
+def _shared(now: Context) -> list[list[str]]:
     """Groups of layers whose channels an addition makes one, each in forward order; none without data."""
-    for batch in batches or ():
-        x = batch[0] if isinstance(batch, tuple | list) else batch
-        return joined_layers(model, x[:2])
-    return []
+    if now.example is None and not any(True for _ in now.batches() or ()):
+        return []
+    return joined_layers(now.model, now.sample())

@@ -13,15 +13,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import whole_index
 from prunelab.errors import PrunelabError
-from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.masks import Masks
+from prunelab.pruners.base import Context, Progress, Pruner, Step
 from prunelab.settings import settings
 from prunelab.structure.frozen import parts
 
 
 @settings
-class LearnAndDrop:
+class LearnAndDrop(Pruner):
     """After each epoch the longest settled prefix stops learning; what it gives takes the place of the data.
 
     Units are the weighted layers of a chain with the BatchNorm, activation and pooling behind them; a residual block is
@@ -47,6 +47,8 @@ class LearnAndDrop:
         keep: units at the end of the network that never drop.
     """
 
+    while_training: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
     stores_features: ClassVar[bool] = True
 
     threshold: float = 0.3
@@ -63,12 +65,12 @@ class LearnAndDrop:
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{name} = {value}: should be {least} or more")
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, masks: Masks) -> None:
         """Refuse a model of which nothing can drop out."""
         if len(found := units(model)) <= self.keep:
             raise PrunelabError(f"learn_and_drop: the model has {len(found)} layers and keep = {self.keep}: none drops")
 
-    def first_state(self, model: nn.Module) -> dict[str, Tensor]:
+    def begin(self, model: nn.Module) -> dict[str, Tensor]:
         """The weights with which the training begins."""
         return {f"was/{name}": p.detach().clone() for name, p in model.named_parameters()}
 
@@ -76,7 +78,7 @@ class LearnAndDrop:
         """After every epoch, since the score needs the weights of each."""
         return True
 
-    def act(self, now: Moment) -> Change:
+    def prune(self, now: Context, amount: float) -> Step:
         """Take the changes of this epoch down, and see which units have settled."""
         found = units(now.model)
         dropped = int(now.state.get("dropped", torch.tensor(0)))
@@ -99,17 +101,8 @@ class LearnAndDrop:
             **{f"was/{n}": learning[n].clone() for unit in found[ready:] for n in unit.parameters},
         }
         note = f"learns no more: {', '.join(unit.name for unit in found[dropped:ready])}"
-        return Change(
-            now.model,
-            now.masks,
-            now.moments,
-            now.masks,
-            whole_index(now.model),
-            0.0,
-            state=state,
-            note=note if ready > dropped else f"{len(found) - ready} of {len(found)} layers learn",
-            frozen=found[ready].first,
-        )
+        note = note if ready > dropped else f"{len(found) - ready} of {len(found)} layers learn"
+        return Step(now.masks, rate=0.0, state=state, note=note, frozen=found[ready].first)
 
 
 class Unit:

@@ -14,10 +14,11 @@ import torch.fx
 from torch import Tensor, nn
 
 from prunelab.channels import Survey
-from prunelab.graph import Graph, Node, evaluating, traced
+from prunelab.graph import Graph, Node, traced
 from prunelab.masks import Masks, maskable
 from prunelab.pruners.scores import wide
 from prunelab.pruners.signals import inputs
+from prunelab.structure.forward import looking
 
 
 @torch.no_grad()
@@ -41,9 +42,9 @@ def mean_sizes(model: nn.Module, graph: Graph, names: Iterable[str], x: Tensor |
                 sums[n.name] = sums.get(n.name, 0) + wide(value).abs().sum(0)
             return value
 
-    with evaluating(model):
+    with looking(model):
         for piece in inputs(x):
-            Run(whole).run(piece)
+            Run(whole).run(piece.clone())
             samples += len(piece)
     return {name: total.movedim(_axis(graph, name) - 1, 0) / samples for name, total in sums.items()}
 

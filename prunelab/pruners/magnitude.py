@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunelab.masks import Masks
-from prunelab.pruners import scores as score
-from prunelab.pruners.select import Granularity, Scope, lowest_go, remove_lowest, scored_names, units_of
+from prunelab.pruners.base import Context, Ranking
+from prunelab.pruners.scores import MAGNITUDE, SQUARE, scored
+from prunelab.pruners.select import Granularity, Scope
+from prunelab.pruners.units import Combine
 from prunelab.settings import settings
 
 
 @settings
-class Magnitude:
-    """Weights by ``|w|``; neurons and filters by the norm of their incoming weights, the bias apart.
+class Magnitude(Ranking):
+    """Weights by ``|w|``; units by the norm of their weights, the bias apart.
 
     Source: Han et al., NIPS 2015, section 3 (weights); Li et al., ICLR 2017, section 3.1 (L1 norm of filters, one layer
     at a time). So that units of different layers can compete, a norm is divided by the mean over the units that its
@@ -27,31 +26,16 @@ class Magnitude:
         granularity: What goes.
         scope: Whether all compete, or those of each layer.
         allow_empty: Whether a layer may lose all.
+        combine: Of coupled channels, how the norms in each layer that makes or reads a channel are combined.
     """
 
     norm: Literal[1, 2] = 1
     granularity: Granularity = "weight"
     scope: Scope = "global"
     allow_empty: bool = False
+    combine: Combine = "mean"
 
-    def scores(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Per parameter, or per layer one score per unit."""
-        names = scored_names(model, current, self.granularity)
-        if self.granularity == "weight":
-            return score.magnitude(model, names)
-        powers = score.reduce_to_units(model, score.magnitude(model, names, self.norm), names)
-        there = units_of(model, current, names)
-        norms = {layer: power.sqrt() if self.norm == 2 else power for layer, power in powers.items()}
-        means = {layer: norm[there[layer]].mean() for layer, norm in norms.items()}
-        return {layer: norm / means[layer].clamp(min=torch.finfo(norm.dtype).tiny) for layer, norm in norms.items()}
-
-    def select(
-        self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
-        """What is left when the lowest scores are gone."""
-        options = {"granularity": self.granularity, "scope": self.scope, "allow_empty": self.allow_empty}
-        return remove_lowest(model, scores, current, amount, generator, **options)
-
-    masks = lowest_go  # reads no data
+    def scores(self, now: Context) -> dict[str, Tensor]:
+        """Per parameter, or per layer (or space) one score per unit."""
+        squared = self.norm == 2 and self.granularity != "weight"
+        return scored(now, SQUARE if squared else MAGNITUDE, self.granularity, self.combine)

@@ -54,7 +54,7 @@ class Whole(Measure):
         """See ``Measure``; every value is that of all samples so far."""
         held: list[tuple[Any, Any]] = []
         for part in parts:
-            held = [_joined([*held, part])]
+            held = [joined([*held, part])]
             try:
                 number = float(self.add(*held[0]))
             except (TypeError, ValueError, RuntimeError) as error:
@@ -155,7 +155,7 @@ def _mean_iou(confusion: Tensor) -> float:
     return float((both[either > 0].double() / either[either > 0]).mean()) if either.any() else 0.0
 
 
-def _joined(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+def joined(parts: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     """Parts as one, tensor by tensor."""
     if len(parts) == 1:
         return parts[0]

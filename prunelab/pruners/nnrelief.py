@@ -6,25 +6,26 @@ Machine Learning 113 (2024), and the code of its authors. Of the paper the equat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.graph import Graph, trace
-from prunelab.masks import Masks, layer_of, maskable
+from prunelab.masks import Masks, layer_of
+from prunelab.pruners.base import Context, Pruner, Reads, Step
 from prunelab.pruners.liveness import mean_sizes, silent_units, unit_rows, unread_units
 from prunelab.pruners.roles import outputs
 from prunelab.pruners.signals import Reduce, carries, inputs, pruning_set, signals
 from prunelab.settings import settings
+from prunelab.structure.forward import masked
 
 
 @settings
-class NNrelief:
+class NNrelief(Pruner):
     """Keep, of every neuron and filter, the fewest connections that carry the share alpha of its signal.
 
     The signal of connection i of unit j is mean |w_ij x_i| over the pruning set, for a filter the mean norm of
@@ -55,6 +56,9 @@ class NNrelief:
         allow_empty: whether a layer may lose all its weights.
     """
 
+    reads: ClassVar[Reads] = "inputs"
+    reads_amount: ClassVar[bool] = False
+
     alpha_fc: float = 0.95
     alpha_conv: float = 0.9
     conv_reduce: Reduce = "mean_of_norm"
@@ -71,25 +75,29 @@ class NNrelief:
         if self.samples < 0:
             raise ValueError(f"samples = {self.samples}: should be a number of samples, or 0 for all")
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
+    def prune(self, now: Context, amount: float) -> Step:
         """What carries the signal; beyond the pruning set it needs about 64 MB, however many batches there are."""
-        if batches is None:
-            raise PrunelabError("nnrelief looks at data: give batches of inputs, prune(..., batches=loader)")
-        again = isinstance(batches, Tensor) or iter(batches) is not batches
-        data = batches if again and not self.samples else pruning_set(batches, self.samples, self.set_seed)
-        example = next(inputs(data), None)
-        if example is None:
-            raise PrunelabError("nnrelief got no batch: give at least one batch of inputs")
-        graph = trace(model, example[:2])
+        given = now.batches()
+        again = not self.samples and iter(given) is not given
+        data = _Again(now) if again else pruning_set(now.inputs(), self.samples, self.set_seed)
+        graph = trace(now.model, next(inputs(data))[:2])
         _understood(graph)
-        step = _Step(self, model, graph, data)
-        return step.faithful(current) if self.variant == "faithful" else step.corrected(current)
+        once = _Once(self, now.model, graph, data)
+        return Step(once.faithful(now.masks) if self.variant == "faithful" else once.corrected(now.masks))
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Again:
+    """The inputs, batch by batch, as often as they are asked for."""
+
+    now: Context
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.now.inputs()
+
+
+@dataclass(frozen=True)
+class _Once:
     """One pruning of one model."""
 
     rule: NNrelief
@@ -119,7 +127,7 @@ class _Step:
     def _chosen(self, masks: Masks, layers: list[str]) -> Masks:
         """The alpha rule for every unit of some layers, by the signals of the network with these masks."""
         rule, found = self.rule, {}
-        with _pruned(self.model, masks):
+        with masked(self.model, masks):
             for layer, (signal, bias) in signals(self.model, layers, self.data, rule.conv_reduce).items():
                 weight = self.model.get_submodule(layer).weight
                 together = signal if bias is None else torch.cat([signal, bias[:, None]], 1)
@@ -138,7 +146,7 @@ class _Step:
         layers = [name for name in layers if self.model.get_submodule(name) not in answers]
         if not layers:
             return Masks({})
-        with _pruned(self.model, masks):
+        with masked(self.model, masks):
             heard = silent_units(self.model, self.graph, layers, self.data)
         gates = {gate: heard[layer] for gate, layer in _gates(self.graph, masks).items() if layer in heard}
         return self._rows(heard | gates, spared)
@@ -152,7 +160,7 @@ class _Step:
         if not sides:
             return Masks({})
         least = (1 - self.rule.alpha_conv) / self.rule.alpha_conv
-        with _pruned(self.model, masks):
+        with masked(self.model, masks):
             sizes = mean_sizes(
                 self.model, self.graph, {n for own, other in sides.values() for n in (own, other)}, self.data
             )
@@ -214,17 +222,3 @@ def _understood(graph: Graph) -> None:
                 f"nnrelief does not understand {node.where}: it knows Linear, Conv2d, BatchNorm, activations, pooling, "
                 "flattening and additive skips; choose the layers before it, or another method"
             )
-
-
-@contextmanager
-def _pruned(model: nn.Module, masks: Masks) -> Iterator[None]:
-    """The model with masks applied, for a while; its weights are put back bit by bit."""
-    parameters = maskable(model)
-    kept = {name: parameters[name].detach().clone() for name in masks}
-    masks.apply_(model)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in kept.items():
-                parameters[name].copy_(value)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-import torch
-from torch import nn
-
-from prunelab.masks import Masks
+from prunelab.pruners.base import Context, Pruner, Step
 from prunelab.settings import settings
 
 
 @settings
-class Dense:
+class Dense(Pruner):
     """Removes nothing, whatever the amount."""
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
+    reads_amount = False
+
+    def prune(self, now: Context, amount: float) -> Step:
         """What was there before."""
-        return current
+        return Step(now.masks)

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
-from prunelab.structure.watch import evaluating
-from prunelab.masks import Masks
-from prunelab.pruners.activations import logits
+from prunelab.masks import Masks, unit_axis
+from prunelab.pruners.base import Context, Ranking, Reads
 from prunelab.pruners.dropnet import Variant, drop_units, without_units
-from prunelab.pruners.select import Granularity, lowest_go, norms_behind, scored_names, units_of
+from prunelab.pruners.roles import norms_behind
+from prunelab.pruners.select import Granularity, scored_names, units_of
+from prunelab.pruners.units import remaining
 from prunelab.settings import settings
+from prunelab.structure.forward import logits, looking
 
 _ZERO_STAYS_ZERO = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
 _BUDGET = 1 << 20  # numbers of the largest intermediate result: 4 MB of float32, which stay near the core
@@ -34,7 +36,7 @@ _LAST = torch.channels_last  # pooling is seven times faster in this order (meas
 
 
 @settings
-class Oracle:
+class Oracle(Ranking):
     """Drop the unit whose absence raises the training loss least.
 
     Attributes:
@@ -45,29 +47,31 @@ class Oracle:
     """
 
     granularity: ClassVar[Granularity] = "unit"
+    reads: ClassVar[Reads] = "labels"
+    classes_only: ClassVar[bool] = True
 
     scope: Literal["global", "layer"] = "global"
     variant: Variant = "corrected"
     one: bool = True
     allow_empty: bool = False
 
-    def scores(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    @property
+    def reads_amount(self) -> bool:
+        """Unless one goes whatever the amount."""
+        return not self.one
+
+    def scores(self, now: Context) -> dict[str, Tensor]:
         """Layer -> float32 [units]: the mean cross entropy over the batches without the unit; what is gone has inf."""
-        losses = losses_without(model, units_of(model, current, scored_names(model, current, "unit")), batches)
+        units = units_of(now.model, now.masks, scored_names(now.model, now.masks, "unit"))
+        losses = losses_without(now.model, units, now.pairs())
         return {layer: loss.float() for layer, loss in losses.items()}
 
-    def select(
-        self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
+    def select(self, now: Context, scores: Mapping[str, Tensor], amount: float) -> Masks:
         """What is left without the unit of the lowest loss; its bias, and BatchNorm behind it, go with it."""
-        there = units_of(model, current, [f"{layer}.weight" if layer else "weight" for layer in scores])
+        left = remaining(now, scores, "unit")
         how = {"scope": self.scope, "faithful": self.variant == "faithful", "one": self.one}
-        after = drop_units(scores, there, 0.0 if self.one else amount, generator, **how)
-        return without_units(model, current, there, after, self.allow_empty)
-
-    masks = lowest_go  # reads inputs and targets, once
+        after = drop_units(scores, left, 0.0 if self.one else amount, now.generator, **how)
+        return without_units(now, left, after, "unit", self.allow_empty)
 
 
 @torch.no_grad()
@@ -93,11 +97,13 @@ def losses_without(
     totals = {layer: torch.full((len(keep),), torch.inf, dtype=torch.float64) for layer, keep in units.items()}
     sums = {layer: torch.zeros(int(keep.sum()), dtype=torch.float64) for layer, keep in units.items()}
     samples = 0
-    with evaluating(model):
+    with looking(model):
         look = _All(small, list(units)) if small is not None else _EachByItself(model, units)
         for x, y in _pieces(batches, look.samples):
+            if not samples:
+                logits(model, x[:2])  # refused in one line where it does not fit
             samples += len(y)
-            for layer, loss in look.losses(x, y):
+            for layer, loss in look.losses(x.clone(), y):  # the first layer may work in place
                 sums[layer] += loss.cpu()
     if not samples:
         raise PrunelabError("the oracle measures losses: give batches=, pairs of inputs and targets")
@@ -114,7 +120,7 @@ class _EachByItself:
         norms = norms_behind(model, list(units))
         places = {layer: [layer, *([norms[layer]] if layer in norms else [])] for layer in units}
         self.rows = {
-            layer: [p for name in names for p in self.model.get_submodule(name).parameters(recurse=False)]
+            layer: [row for name in names for row in _by_unit(self.model.get_submodule(name))]
             for layer, names in places.items()
         }
 
@@ -130,6 +136,11 @@ class _EachByItself:
                 for parameter, row in zip(self.rows[layer], before, strict=True):
                     parameter[unit] = row
             yield layer, torch.stack(found) if found else torch.zeros(0)
+
+
+def _by_unit(layer: nn.Module) -> list[Tensor]:
+    """Its parameters, their units along the first axis; views."""
+    return [p.movedim(unit_axis(layer) or 0, 0) if p.dim() > 1 else p for p in layer.parameters(recurse=False)]
 
 
 class _All:

@@ -11,20 +11,20 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab import models, settings
-from prunelab.chains import ShrinkError, chain, whole_index
+from prunelab.chains import ShrinkError, chain
 from prunelab.masks import Masks
-from prunelab.pruners.during import Change, Moment, Penalty, Progress
+from prunelab.pruners.base import Context, Penalty, Progress, Pruner, Step
 from prunelab.pruners.scores import magnitude, reduce_to_units
-from prunelab.pruners.select import amount_to_count, keep_highest_units, scored_names, unit_masks, units_of
+from prunelab.pruners.select import amount_to_count, keep_highest_units, scored_names, units_of
+from prunelab.pruners.units import unit_masks
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction
 from prunelab.structure import cost
@@ -37,7 +37,7 @@ SLACK = 1e-9  # percentage points: what rounding does to a difference of two acc
 
 
 @settings.settings
-class PlayAndPrune:
+class PlayAndPrune(Pruner):
     """Two players in turns, an epoch each: AFP takes filters away, PRC says how many may go, from the accuracy.
 
     With E the validation accuracy of the trained network, C that of the network now (both in per cent), eps the
@@ -71,6 +71,10 @@ class PlayAndPrune:
         granularity: ``"filter"``, as published; ``"neuron"`` or ``"unit"`` (both) prune hidden Linear layers as well.
     """
 
+    while_training: ClassVar[bool] = True
+    penalises: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
+
     tolerance: float = 1.0
     start: float = 0.5
     alpha: Fraction = 0.1
@@ -91,15 +95,11 @@ class PlayAndPrune:
         if self.patience < 1:
             raise ValueError(f"patience = {self.patience}: should be at least 1 epoch")
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model in which nothing can go."""
-        scored_names(model, Masks.ones(model), self.granularity)
-
     def due(self, progress: Progress) -> bool:
         """After every epoch from the end of the first part of the training on."""
         return len(progress.losses) >= max(1, round(self.start * progress.epochs))
 
-    def act(self, now: Moment) -> Change:
+    def prune(self, now: Context, amount: float) -> Step:
         """PRC looks at the accuracy; AFP removes, or chooses what it penalises next; or the roll-back."""
         accuracy = 100 * now.progress.accuracies[-1]
         if math.isnan(accuracy):
@@ -129,7 +129,7 @@ class PlayAndPrune:
         fewer = now.masks & unit_masks(now.model, kept)
         left = without_readers(now.model, fewer)
         rate = 1 - left.weights.kept / max(now.masks.weights.kept, 1)
-        return Change(now.model, left, now.moments, fewer, whole_index(now.model), rate, norms, state)
+        return Step(left, norms, chosen=fewer, rate=rate, state=state)
 
     def penalty(self, model: nn.Module, state: Mapping[str, Tensor]) -> Penalty | None:
         """The gradient of lambda_A ||U||_1 and of the orthogonality term, in closed form."""
@@ -173,7 +173,7 @@ class PlayAndPrune:
                 own &= ~gone
         return kept
 
-    def _roles(self, norms: Mapping[str, Tensor], kept: Mapping[str, Tensor], now: Moment) -> dict[str, Tensor]:
+    def _roles(self, norms: Mapping[str, Tensor], kept: Mapping[str, Tensor], now: Context) -> dict[str, Tensor]:
         """The filters that the next epoch penalises: at least one of each layer that has more than one."""
         left = {layer: int(keep.sum()) for layer, keep in kept.items()}
         count = {layer: min(amount_to_count(self.alpha, n, minimum=1), n - 1) for layer, n in left.items()}
@@ -183,21 +183,21 @@ class PlayAndPrune:
             for layer, keep in kept.items()
         }
 
-    def _recover(self, now: Moment, state: dict[str, Tensor], last: bool) -> Change:
+    def _recover(self, now: Context, state: dict[str, Tensor], last: bool) -> Step:
         """Below the tolerance: fine-tune, or go back to the last network that was within it."""
         failed = int(state["failed"]) + 1
         state |= {"failed": torch.tensor(failed), "strength": torch.tensor(0.0), "afp": torch.tensor(0)}
         if failed < self.patience and not last:
             return _as_it_is(now, state, "below the tolerance: fine-tuning")
-        model = _with_weights(now.model, _named(state, "best/weight/"))
+        weights = _named(state, "best/weight/")
         best = Masks({name: mask.to(torch.bool) for name, mask in _named(state, "best/mask/").items()})
         best = best.to(next(iter(now.masks.values())).device)
         rate = 1 - best.weights.kept / max(now.masks.weights.kept, 1)
         state = _ended(state)
-        note, index = "rolled back to the last network within the tolerance", whole_index(model)
-        return Change(model, best, None, best, index, rate, state=state, note=note, returns=True)
+        note = "rolled back to the last network within the tolerance"
+        return Step(best, weights=weights, rate=rate, fresh=True, state=state, note=note, returns=True)
 
-    def _over(self, now: Moment, state: dict[str, Tensor], note: str) -> Change:
+    def _over(self, now: Context, state: dict[str, Tensor], note: str) -> Step:
         return _as_it_is(now, _ended(state), note)
 
 
@@ -295,12 +295,11 @@ def with_sizes(rounds: pd.DataFrame, input_shape: tuple[int, ...], classes: int)
     return rounds.assign(filters=filters, macs=macs, fraction=fraction)
 
 
-def _as_it_is(now: Moment, state: Mapping[str, Tensor], note: str, **more: Any) -> Change:
-    index = whole_index(now.model)
-    return Change(now.model, now.masks, now.moments, now.masks, index, 0.0, state=state, note=note, **more)
+def _as_it_is(now: Context, state: Mapping[str, Tensor], note: str, **more: Any) -> Step:
+    return Step(now.masks, rate=0.0, state=state, note=note, **more)
 
 
-def _copied(now: Moment) -> dict[str, Tensor]:
+def _copied(now: Context) -> dict[str, Tensor]:
     """The network as it is, to come back to."""
     weights = {f"best/weight/{name}": tensor.detach().clone() for name, tensor in now.model.state_dict().items()}
     return weights | {f"best/mask/{name}": mask for name, mask in now.masks.items()}
@@ -312,10 +311,3 @@ def _named(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _ended(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"dense": state["dense"], "over": torch.tensor(1)}
-
-
-def _with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model with other weights."""
-    other = deepcopy(model)
-    other.load_state_dict(weights)
-    return other

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunelab.masks import Masks
 from prunelab.pruners import scores as score
-from prunelab.pruners.select import Granularity, Scope, lowest_go, remove_lowest, scored_names
+from prunelab.pruners.base import Context, Ranking
+from prunelab.pruners.select import Granularity, Scope, scored_names
+from prunelab.pruners.units import competing
 from prunelab.settings import settings
 
 
 @settings
-class Random:
+class Random(Ranking):
     """Each remaining weight or unit is as likely to go as any other.
 
     Source: the random baselines of Blalock et al., "What is the state of neural network pruning?", MLSys 2020,
@@ -31,19 +29,10 @@ class Random:
     scope: Scope = "global"
     allow_empty: bool = False
 
-    def scores(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Per parameter, or per layer one score per unit."""
-        return score.random(
-            model, scored_names(model, current, self.granularity), generator, units=self.granularity != "weight"
-        )
-
-    def select(
-        self, model: nn.Module, scores: Mapping[str, Tensor], current: Masks, amount: float, generator: torch.Generator
-    ) -> Masks:
-        """What is left when the lowest scores are gone."""
-        options = {"granularity": self.granularity, "scope": self.scope, "allow_empty": self.allow_empty}
-        return remove_lowest(model, scores, current, amount, generator, **options)
-
-    masks = lowest_go  # reads no data
+    def scores(self, now: Context) -> dict[str, Tensor]:
+        """Per parameter, or per layer (or space) one score per unit."""
+        draw = now.generator
+        if self.granularity == "weight":
+            return score.random(now.model, scored_names(now.model, now.masks, "weight"), draw)
+        units = competing(now, self.granularity)
+        return {name: torch.rand(space.size, generator=draw, device=draw.device) for name, space in units.items()}

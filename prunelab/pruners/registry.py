@@ -1,15 +1,18 @@
 """The pruning methods by name.
 
-To add a method: one file beside this one with a class that is a ``Pruner``, and one line in ``METHODS``. The class is a
-frozen dataclass; made with ``prunelab.settings.settings`` its values are checked when it is built.
+To add a method to the package: one file beside this one with a class that is a ``Pruner``, made with ``settings``, and
+one line in ``METHODS``. A method of a notebook or of another package is registered, or named by its import path.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.pruners.base import Pruner
@@ -30,21 +33,39 @@ from prunelab.pruners.retraining_free import RetrainingFree
 from prunelab.pruners.scheduled import Scheduled
 from prunelab.pruners.while_training import WhileTraining
 from prunelab.pruners.zero_keep import ZeroKeep
-from prunelab.settings import Prune
+from prunelab.registry import Registry
+from prunelab.settings import Prune, settings
 
 
 class Method(NamedTuple):
-    """What a name stands for: a class, and the fields that the name itself sets, which no option may set again.
+    """What a name stands for.
 
-    The version is counted up when the numbers of the method change, so that stored runs of it are made again.
+    Attributes:
+        pruner: a class.
+        preset: the fields that the name itself sets, which no option may set again.
+        default: fields that have another default than the class's.
+        version: counted up when the numbers of the method change, so that stored runs of it are made again.
     """
 
     pruner: type[Pruner]
     preset: Mapping[str, Any] = MappingProxyType({})
+    default: Mapping[str, Any] = MappingProxyType({})
     version: int = 1
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+def _adopted(pruner: Any, **preset: Any) -> Method:
+    """A class of the user's own as an entry; its fields are checked as those of this package's methods are."""
+    if not isinstance(pruner, type) or not issubclass(pruner, Pruner) or inspect.isabstract(pruner):
+        what = repr(getattr(pruner, "__name__", pruner))
+        raise PrunelabError(f"{what} is no class that derives from prunelab.Pruner and has its prune, or scores")
+    checked = pruner if is_pydantic_dataclass(pruner) and "__dataclass_fields__" in vars(pruner) else settings(pruner)
+    if wrong := sorted(set(preset) - {field.name for field in dataclasses.fields(checked)}):
+        raise PrunelabError(f"{pruner.__name__} has no field {wrong[0]!r}")
+    return Method(checked, MappingProxyType(preset), version=getattr(pruner, "version", 1))
+
+
+METHODS: Registry[Method] = Registry(
+    "pruning method",
     {
         # the three papers
         "dyprune": Method(DyPrune),
@@ -82,9 +103,17 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "snip": Method(Criterion, {"score": "snip", "granularity": "weight"}),
         "taylor": Method(Criterion, {"score": "taylor"}),
         "wanda": Method(Criterion, {"score": "wanda", "granularity": "weight"}),
-        "slimming": Method(Criterion, {"score": "batchnorm", "granularity": "filter"}),
+        "slimming": Method(Criterion, {"score": "batchnorm"}, {"granularity": "filter"}),
+        "lamp": Method(Criterion, {"score": "lamp"}),
+        "fpgm": Method(Criterion, {"score": "fpgm"}, {"granularity": "filter"}),
+        "signal": Method(Criterion, {"score": "signal"}, {"granularity": "channel"}),
+        "obd": Method(Criterion, {"score": "obd"}),
+        "fisher": Method(Criterion, {"score": "fisher"}),
+        "grasp": Method(Criterion, {"score": "grasp"}),
+        "synflow": Method(Criterion, {"score": "synflow"}),
         "n_of_m": Method(NofM),
-    }
+    },
+    _adopted,
 )
 
 
@@ -94,9 +123,7 @@ def build(prune: Prune) -> Pruner:
     Raises:
         PrunelabError: no such method, no such option, a value the option cannot have, or one that the name itself sets.
     """
-    if prune.method not in METHODS:
-        raise PrunelabError(f"there is no pruning method {prune.method!r}: {nearest(prune.method, METHODS)}")
-    pruner, preset, _ = METHODS[prune.method]
+    pruner, preset, default, _ = METHODS.find(prune.method)
     free = [field.name for field in dataclasses.fields(pruner) if field.name not in preset]  # type: ignore[arg-type]
     for option in prune.options:
         if option in preset:
@@ -104,4 +131,20 @@ def build(prune: Prune) -> Pruner:
             raise PrunelabError(f"method {prune.method!r} itself sets {value}: leave it out, or choose another method")
         if option not in free:
             raise PrunelabError(f"method {prune.method!r} has no option {option!r}: {nearest(option, free)}")
-    return pruner(**preset, **prune.options)
+    return pruner(**preset, **{**default, **prune.options})
+
+
+def register(name: str, pruner: type[Pruner], **preset: Any) -> None:
+    """Make a method of your own known by a name: to ``prune``, to runs and studies, and to the explorer.
+
+    >>> prunelab.register("largest_go", LargestGo)
+
+    Args:
+        name: the name.
+        pruner: the class, a ``Pruner``.
+        **preset: fields that the name itself sets.
+
+    Raises:
+        PrunelabError: the name is taken, or the class is no ``Pruner``.
+    """
+    METHODS.register(name, pruner, **preset)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.pruners.activations import logits
+from prunelab.pruners.base import Context, Pruner, Reads, Step
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
+from prunelab.structure.forward import logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,7 @@ RULES: tuple[Rule, ...] = ("flat", "triangular", "relative")
 
 
 @settings
-class RetrainingFree:
+class RetrainingFree(Pruner):
     """Weights below a threshold go, once; of many thresholds those that remove most and lose no more than tolerated.
 
     With span = max(W) - min(W) of a layer, and ``limit`` a tenth of it:
@@ -56,7 +57,9 @@ class RetrainingFree:
         top: an answer counts as right when the class is among so many.
     """
 
-    held_out: ClassVar[bool] = True  # it is to choose by data that the model has not learnt
+    reads: ClassVar[Reads] = "held_out"  # it is to choose by data that the model has not learnt
+    classes_only: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
 
     rule: Rule = "relative"
     tolerance: Fraction = 0.01
@@ -65,17 +68,15 @@ class RetrainingFree:
     top: Annotated[int, Field(ge=1)] = 1
 
     @torch.no_grad()
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
+    def prune(self, now: Context, amount: float) -> Step:
         """Search from the sparsest network down; the first that loses no more than tolerated is the answer."""
-        judge = _Judge(model, batches, self.top)
-        whole = judge.accuracy(current)
-        for candidate in candidates(model, current, self.rule, self.steps, self.limit):
-            masks = above(model, current, candidate.thresholds)
+        judge = _Judge(now.model, now.pairs(), self.top)
+        whole = judge.accuracy(now.masks)
+        for candidate in candidates(now.model, now.masks, self.rule, self.steps, self.limit):
+            masks = above(now.model, now.masks, candidate.thresholds)
             if whole - judge.accuracy(masks) <= self.tolerance + 1e-9:
-                return masks
-        return current
+                return Step(masks)
+        return Step(now.masks)
 
 
 class Candidate(NamedTuple):

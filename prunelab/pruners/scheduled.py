@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import ClassVar
 
-from prunelab.chains import whole_index
 from prunelab.errors import PrunelabError
-from prunelab.masks import prunable
-from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.base import Context, Progress, Pruner, Step
 from prunelab.pruners.schedules import Kind, Ramp
 from prunelab.pruners.scores import magnitude
 from prunelab.pruners.select import Scope, keep_highest
@@ -15,7 +13,7 @@ from prunelab.settings import settings
 
 
 @settings
-class Scheduled:
+class Scheduled(Pruner):
     """The smallest weights go as the training goes on, so many that the schedule's sparsity is reached.
 
     Source: Hubens et al., "One-Cycle Pruning", ICIP 2022: a network is trained once, from scratch, and pruned meanwhile
@@ -32,6 +30,9 @@ class Scheduled:
         steps: of iterative.
         scope: ``layer``, as published: every layer reaches the sparsity; ``global``: all weights compete.
     """
+
+    while_training: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
 
     schedule: Kind = "one_cycle"
     sparsity: float = 0.9
@@ -53,16 +54,12 @@ class Scheduled:
         """The schedule."""
         return Ramp(self.schedule, self.sparsity, self.start, self.alpha, self.beta, self.steps)
 
-    def check(self, model: nn.Module) -> None:
-        """Any model with Linear or Conv2d layers will do."""
-        prunable(model)
-
     def due(self, progress: Progress) -> bool:
         """Whether the sparsity should be higher at the end of the next epoch than it was made before."""
         before = 0.0 if progress.last is None else self.ramp.at((progress.last + 2) / progress.epochs)
         return self._target(progress) > before
 
-    def act(self, now: Moment) -> Change:
+    def prune(self, now: Context, amount: float) -> Step:
         """Remove down to the schedule's sparsity."""
         target = self._target(now.progress)
         names = [name for name in now.masks if now.masks[name].dim() > 1]
@@ -75,13 +72,13 @@ class Scheduled:
         kept = keep_highest(scores, now.masks, count, now.generator, allow_empty=False)
         before = sum(now.masks.counts[name] for name in names)
         rate = 1 - sum(kept.counts[name] for name in names) / before if before else 0.0
-        return Change(now.model, kept, now.moments, kept, whole_index(now.model), rate, scores)
+        return Step(kept, scores, rate=rate)
 
     def _target(self, progress: Progress) -> float:
         """The sparsity at the end of the next epoch."""
         return self.ramp.at((len(progress.losses) + 1) / progress.epochs)
 
     @staticmethod
-    def _together(now: Moment, names: list[str], target: float) -> int:
+    def _together(now: Context, names: list[str], target: float) -> int:
         total = sum(now.masks[name].numel() for name in names)
         return max(0, round(target * total) - (total - sum(now.masks.counts[name] for name in names)))

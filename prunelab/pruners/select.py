@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 from prunelab.errors import PrunelabError, nearest
 from prunelab.masks import MaskError, Masks, layer_of, unit_axis
 from prunelab.pruners.partition import kth_lowest
-from prunelab.pruners.roles import norms_behind, outputs
+from prunelab.pruners.roles import outputs
 
-Granularity = Literal["weight", "neuron", "filter", "unit"]
+Granularity = Literal["weight", "neuron", "filter", "unit", "channel", "head"]
 Scope = Literal["global", "layer"]
 Counts = int | Mapping[str, int]
 
@@ -114,34 +114,6 @@ def by_unit(model: nn.Module, name: str, values: Tensor) -> Tensor:
     return values.movedim(unit_axis(model.get_submodule(layer_of(name))) or 0, 0).flatten(1)
 
 
-def unit_masks(model: nn.Module, units: Mapping[str, Tensor]) -> Masks:
-    """Masks of weight and bias of each layer, in which the absent units are gone.
-
-    Of a BatchNorm behind a layer the scale and the shift go too, so that the unit gives 0 and not the constant that
-    BatchNorm makes of 0: only then can it be removed without a trace.
-
-    Args:
-        model: The model.
-        units: Layer name -> bool, 1-D, True = keep.
-
-    Raises:
-        MaskError: a layer, or a BatchNorm behind it, has more parameters than weight and bias.
-    """
-    masks = {}
-    behind = norms_behind(model, list(units))
-    for layer, keep in {**units, **{norm: units[layer] for layer, norm in behind.items()}}.items():
-        module = model.get_submodule(layer)
-        for own, parameter in module.named_parameters(recurse=False):
-            name = f"{layer}.{own}" if layer else own
-            if own not in ("weight", "bias"):
-                what = f"layer {layer!r} ({type(module).__name__}) has the parameter {own!r} beside weight and bias"
-                raise MaskError(f"{what}, and which part of it is a unit's is not known: leave it out with layers=")
-            axis = (unit_axis(module) or 0) if own == "weight" else 0
-            shape = [len(keep) if dim == axis else 1 for dim in range(parameter.ndim)]
-            masks[name] = keep.to(parameter.device).view(shape).expand(parameter.shape)
-    return Masks(masks)
-
-
 def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> list[str]:
     """The weights in ``current`` whose entries, or whose units, compete, in the order of the modules.
 
@@ -173,74 +145,6 @@ def scored_names(model: nn.Module, current: Masks, granularity: Granularity) -> 
         where = f"masked {what}" + " before the last layer" * (granularity != "weight")
         raise MaskError(f"granularity {granularity!r}: the model has no {where}, so there is nothing to prune")
     return list(names.values())
-
-
-def remove_lowest(
-    model: nn.Module,
-    scores: Mapping[str, Tensor],
-    current: Masks,
-    amount: float,
-    generator: torch.Generator,
-    *,
-    granularity: Granularity = "weight",
-    scope: Scope = "global",
-    allow_empty: bool = False,
-) -> Masks:
-    """Remove a fraction of what remains, lowest scores first: weights, or whole units with their biases.
-
-    Args:
-        model: The model that the masks are for.
-        scores: Per parameter for ``"weight"``; per layer, one score per unit, for all else.
-        current: What is still there.
-        amount: Fraction of the remaining weights or units; see ``amount_to_count``.
-        generator: Breaks ties.
-        granularity: What goes.
-        scope: ``"global"``: all compete and the fraction holds for all together; ``"layer"``: it holds in each layer.
-        allow_empty: Whether a layer may lose all.
-    """
-    units = granularity != "weight"
-    there = Masks(units_of(model, current, scored_names(model, current, granularity))) if units else current
-    left = {name: there.counts[name] for name in scores if name in there}
-    count: Counts = amount_to_count(amount, sum(left.values()))
-    if scope == "layer":
-        count = {name: amount_to_count(amount, remaining) for name, remaining in left.items()}
-    after = keep_highest(scores, there, count, generator, allow_empty)
-    return current & unit_masks(model, after) if units else after
-
-
-def lowest_go(
-    self: Any,
-    model: nn.Module,
-    batches: Iterable[Any] | None,
-    current: Masks,
-    amount: float,
-    generator: torch.Generator,
-) -> Masks:
-    """``masks`` of a pruner that ranks: ``select`` after ``scores``, which alone may read ``batches``."""
-    return self.select(model, self.scores(model, batches, current, generator), current, amount, generator)
-
-
-def keep_as_many(
-    model: nn.Module, scores: Mapping[str, Tensor], current: Masks, other: Masks, generator: torch.Generator
-) -> Masks:
-    """Remove the lowest scores of each layer until it keeps no more than in ``other``: with that one's proportions.
-
-    Blalock et al., MLSys 2020, appendix B, ask for this control: random and magnitude pruning with the proportions of
-    the method under test. With random scores it is a shuffled mask.
-
-    Args:
-        model: The model that the masks are for.
-        scores: As for ``remove_lowest``.
-        current: What is still there.
-        other: The masks whose counts decide; which entries they keep does not matter.
-        generator: Breaks ties.
-    """
-    units = any(name not in current for name in scores)
-    names = [f"{layer}.weight" if layer else "weight" for layer in scores] if units else list(scores)
-    there, wanted = (Masks(units_of(model, masks, names)) if units else masks for masks in (current, other))
-    count = {name: max(0, there.counts[name] - wanted.counts[name]) for name in scores}
-    after = keep_highest(scores, there, count, generator, allow_empty=True)
-    return current & unit_masks(model, after) if units else after
 
 
 def _without_lowest(

@@ -6,24 +6,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, checked_seed
 from prunelab.masks import Masks, layer_of
-from prunelab.pruners import Pruner, Ranking, build, first_masks
+from prunelab.pruners import Context, Pruner, Ranking, build, first_masks
 from prunelab.pruners.measures import Measure, check_labels, chosen, usual
-from prunelab.pruners.select import Granularity, amount_to_count, check_amount, scored_names
+from prunelab.pruners.select import amount_to_count, check_amount, scored_names
 from prunelab.settings import Prune
-from prunelab.structure.forward import call, copied, copies, looking, rows, samples
+from prunelab.structure.forward import call, copied, looking, rows, samples
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _BATCH = 500
@@ -118,16 +119,18 @@ def sensitivity(
     if not isinstance(pruner, Ranking):
         raise PrunelabError(f"{method!r} has no scores to rank: a scan needs a method that removes an amount")
     whole = {layer: first_masks(model, pruner, [layer]) for layer in _layers(model, pruner, layers)}
+    given = None if batches is None else list(batches)
+    now = Context(model, first_masks(model, pruner, list(whole)), draw(seed), lambda: given or ())
     with looking(model):
-        scores = pruner.scores(model, copies(batches), first_masks(model, pruner, list(whole)), draw(seed))
+        scores = pruner.scores(now)
 
-    may_empty = getattr(pruner, "allow_empty", False)
     tasks = [(layer, amount) for layer in whole for amount in sorted({0.0, *amounts})]
     chosen_masks = []
     for layer, amount in tasks:
         alone = {name: score for name, score in scores.items() if name in (layer, *whole[layer])}
-        fewer = amount if may_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
-        chosen_masks.append(pruner.select(model, alone, whole[layer], fewer, draw(seed)) if fewer else whole[layer])
+        fewer = amount if pruner.allow_empty else _leaving_one(amount, sum(score.numel() for score in alone.values()))
+        own = dataclasses.replace(now, masks=whole[layer], generator=draw(seed))
+        chosen_masks.append(pruner.select(own, alone, fewer) if fewer else whole[layer])
 
     def measured(masks: Masks) -> float:
         own = copied(model).eval()
@@ -158,7 +161,7 @@ def _classification(model: nn.Module, x: Any, y: Any) -> Measure:
 
 def draw(seed: int) -> torch.Generator:
     """A generator of its own for every selection, so that no order of work changes a result."""
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(checked_seed(seed))
 
 
 def _leaving_one(amount: float, left: int) -> float:
@@ -173,9 +176,7 @@ def _layers(model: nn.Module, pruner: Pruner, layers: Iterable[str] | None) -> l
     if chosen := [layers] if isinstance(layers, str) else list(layers or ()):
         return chosen
     masks = first_masks(model, pruner)
-    granularity = getattr(pruner, "granularity", "weight")
-    names = scored_names(model, masks, granularity if granularity in get_args(Granularity) else "weight")
-    return [layer_of(name) for name in names]
+    return [layer_of(name) for name in scored_names(model, masks, pruner.granularity)]
 
 
 @contextmanager

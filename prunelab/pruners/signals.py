@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunelab.errors import PrunelabError
-from prunelab.structure.watch import evaluating
+from prunelab.errors import PrunelabError, checked_seed
+from prunelab.structure.forward import call, looking
 
 Reduce = Literal["mean_of_norm", "norm_of_mean", "sum"]
 _BUDGET = 1 << 24  # numbers of the largest intermediate result: 64 MB of float32
@@ -30,7 +30,7 @@ def pruning_set(batches: Iterable[Any], samples: int, seed: int) -> Tensor:
         samples: how many; fewer where there are not so many.
         seed: draws them.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(checked_seed(seed))
     kept: list[Tensor] = []
     keys = torch.empty(0)
     for batch in batches:
@@ -91,9 +91,9 @@ def signals(
     layers, samples = list(layers), 0
     hooks = [model.get_submodule(name).register_forward_hook(note(name)) for name in layers]
     try:
-        with evaluating(model):
+        with looking(model):
             for piece in inputs(x):
-                model(piece)
+                call(model, piece)
                 samples += len(piece)
     finally:
         for hook in hooks:

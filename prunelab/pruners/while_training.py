@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, chain, remove_units, whole_index
-from prunelab.structure.watch import StructureError
+from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
-from prunelab.pruners.during import Change, Moment, Progress
+from prunelab.pruners.base import Context, Progress, Pruner, Step
 from prunelab.pruners.scores import magnitude, random, reduce_to_units
-from prunelab.pruners.select import keep_highest_units, scored_names, unit_masks, units_of
+from prunelab.pruners.select import keep_highest_units, scored_names, units_of
+from prunelab.pruners.units import unit_masks
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
-from prunelab.structure.shrink import remove_dead
 from prunelab.structure.cost import layer_macs
+from prunelab.structure.shrink import remove_dead
+from prunelab.structure.watch import StructureError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ PASSES = 3  # forward, gradient of the inputs, gradient of the weights: each as 
 
 
 @settings
-class WhileTraining:
+class WhileTraining(Pruner):
     """After each epoch the lowest filters of every layer go, so many that the schedule's number is reached.
 
     Of a layer that began with C filters, ``target_pruned`` are gone after epoch e: none before ``start``, the
@@ -54,6 +55,9 @@ class WhileTraining:
         granularity: ``"filter"``, as published; ``"neuron"`` or ``"unit"`` (both) prune hidden Linear layers as well.
     """
 
+    while_training: ClassVar[bool] = True
+    reads_amount: ClassVar[bool] = False
+
     score: Literal["l1", "activation", "random"] = "l1"
     fraction: Fraction = 0.5
     start: float = 0.2
@@ -65,16 +69,12 @@ class WhileTraining:
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(f"start = {self.start}, stop = {self.stop}: should be shares of the training, start first")
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model in which nothing can go."""
-        scored_names(model, Masks.ones(model), self.granularity)
-
     def due(self, progress: Progress) -> bool:
         """Whether the schedule has risen since the last time."""
         before = 0.0 if progress.last is None else self._share(progress.last, progress.epochs)
         return self._share(len(progress.losses) - 1, progress.epochs) > before
 
-    def act(self, now: Moment) -> Change:
+    def prune(self, now: Context, amount: float) -> Step:
         """Remove what is due."""
         names = scored_names(now.model, now.masks, self.granularity)
         there = units_of(now.model, now.masks, names)
@@ -87,10 +87,7 @@ class WhileTraining:
         }
         state = {layer: torch.tensor(units) for layer, units in began.items()}
         if not any(count.values()):
-            index = whole_index(now.model)
-            return Change(
-                now.model, now.masks, now.moments, now.masks, index, 0.0, state=state, note="not yet a whole filter"
-            )
+            return Step(now.masks, rate=0.0, state=state, note="not yet a whole filter")
         scores = self._scores(now, names)
         kept = keep_highest_units(scores, there, count, now.generator)
         return without(now, kept, scores, state)
@@ -98,7 +95,7 @@ class WhileTraining:
     def _share(self, epoch: int, epochs: int) -> float:
         return progress_of(epoch, self.start * epochs, self.stop * epochs)
 
-    def _scores(self, now: Moment, names: Sequence[str]) -> dict[str, Tensor]:
+    def _scores(self, now: Context, names: Sequence[str]) -> dict[str, Tensor]:
         """Layer -> float [units], higher = keep."""
         if self.score == "random":
             return random(now.model, names, now.generator, units=True)
@@ -108,23 +105,22 @@ class WhileTraining:
                 if name in sizes:
                     sizes[name] = torch.zeros_like(sizes[name]).index_copy_(1, columns, sizes[name][:, columns])
             return reduce_to_units(now.model, sizes, names)
-        sums, samples = unit_sums(now.model, [layer_of(name) for name in names], now.batches(), _mean_over_positions)
+        sums, samples = unit_sums(now.model, [layer_of(name) for name in names], now.inputs(), _mean_over_positions)
         return {layer: (total / samples).float() for layer, total in sums.items()}
 
 
-def _inputs_left(now: Moment) -> dict[str, Tensor]:
+def _inputs_left(now: Context) -> dict[str, Tensor]:
     """Weight -> the inputs of its layer that are still there, where a model that is only masked has lost some.
 
     A model whose way cannot be followed counts them all, and so do grouped convolutions.
     """
-    example = next(iter(now.batches()), None)
-    if example is None or now.masks.kept == now.masks.total:
+    if now.masks.kept == now.masks.total or (now.example is None and not any(True for _ in now.batches())):
         return {}
     try:
         chain(now.model)  # what went from a chain went physically
     except ShrinkError:
         with contextlib.suppress(StructureError):
-            index = remove_dead(now.model, now.masks, example[0][:2]).index
+            index = remove_dead(now.model, now.masks, now.sample()).index
             return {name: axes[1] for name, axes in index.items() if len(axes) > 1 and axes[1].dim() == 1}
     return {}
 
@@ -190,12 +186,12 @@ def planned_saving(
 
 
 def without(
-    now: Moment,
+    now: Context,
     kept: Mapping[str, Tensor],
     scores: Mapping[str, Tensor] | None,
     state: Mapping[str, Tensor],
     **more: Any,
-) -> Change:
+) -> Step:
     """The network without some units: cut to size where it is a plain chain, masked elsewhere.
 
     Args:
@@ -203,19 +199,17 @@ def without(
         kept: layer -> bool [units], what is left.
         scores: for the record.
         state: what the method wants back.
-        more: further fields of the ``Change``.
+        more: further fields of the ``Step``.
     """
     fewer = now.masks & unit_masks(now.model, kept)
     try:
         smaller = remove_units(now.model, {layer: keep.nonzero().flatten() for layer, keep in kept.items()})
     except ShrinkError:  # no plain chain
-        rate = 1 - fewer.weights.kept / max(now.masks.weights.kept, 1)
-        index = whole_index(now.model)
-        return Change(now.model, fewer, now.moments, fewer, index, rate, scores, state=state, **more)
-    left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
-    moments = {kind: {name: smaller.cut(name, t) for name, t in own.items()} for kind, own in now.moments.items()}
+        smaller, left = None, fewer
+    else:
+        left = Masks({name: smaller.cut(name, mask) for name, mask in fewer.items()})
     rate = 1 - left.weights.kept / max(now.masks.weights.kept, 1)
-    return Change(smaller.model, left, moments, fewer, smaller.index, rate, scores, state=state, **more)
+    return Step(fewer, scores, cut=smaller, rate=rate, state=state, **more)
 
 
 def training_cost(rounds: pd.DataFrame, samples: int, by: Sequence[str] = ("strategy", "seed", "id")) -> pd.DataFrame:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.pruners.base import Context, Pruner, Step
 from prunelab.pruners.scores import magnitude
-from prunelab.pruners.select import Granularity, Scope, remove_lowest, scored_names, units_of
+from prunelab.pruners.select import Granularity, Scope, by_unit, scored_names, units_of
+from prunelab.pruners.units import remove_lowest
 from prunelab.settings import settings
 
 
 @settings
-class ZeroKeep:
+class ZeroKeep(Pruner):
     """Replace small weights by zero, then drop the filters (and neurons) that have the fewest zeros.
 
     Source: Woo et al., "Zero-Keep Filter Pruning for Energy/Power Efficient Deep Neural Networks", Electronics 2021; of
@@ -41,20 +43,18 @@ class ZeroKeep:
         if not 0 <= self.zeros < 1:
             raise ValueError(f"zeros = {self.zeros}: should be a share of the weights, at least 0 and below 1")
 
-    def masks(
-        self, model: nn.Module, batches: Iterable[Any] | None, current: Masks, amount: float, generator: Generator
-    ) -> Masks:
-        """Needs no data: ``batches`` is not read."""
-        zeroed = self.zeroed(model, current)
-        names = scored_names(model, zeroed, "unit")
-        there = units_of(model, zeroed, names)
-        share = {layer_of(n): 1 - zeroed[n].flatten(1).float().mean(1) for n in names}
+    def prune(self, now: Context, amount: float) -> Step:
+        """Needs no data."""
+        zeroed = self.zeroed(now.model, now.masks)
+        names = scored_names(now.model, zeroed, "unit")
+        there = units_of(now.model, zeroed, names)
+        share = {layer_of(n): 1 - by_unit(now.model, n, zeroed[n]).float().mean(1) for n in names}
         scores = {layer: value.masked_fill(~there[layer], torch.inf) for layer, value in share.items()}
         if not self.allow_empty:
             best = {layer: value.masked_fill(~there[layer], -torch.inf).argmax() for layer, value in share.items()}
             scores = {layer: score.index_fill(0, best[layer], torch.inf) for layer, score in scores.items()}
         options = {"granularity": "unit", "scope": self.scope, "allow_empty": self.allow_empty}
-        return remove_lowest(model, scores, zeroed, amount, generator, **options)
+        return Step(remove_lowest(now.having(zeroed), scores, amount, **options))
 
     def zeroed(self, model: nn.Module, current: Masks) -> Masks:
         """``current`` without its smallest weights, so that the share of zeros among all is ``zeros``.

@@ -168,7 +168,7 @@ def decode_json(data: bytes) -> dict[str, Any]:
 def decode_record(start: bytes) -> dict[str, Any]:
     """The record in the header of a safetensors file; the header is enough."""
     found = digest.check(start, whole=False)
-    record = json.loads(json.loads(start[8:])["__metadata__"]["prunelab"])
+    record = json.loads(digest.metadata(start)["prunelab"])
     if record["format"] == FORMAT and not found:
         raise ValueError("its digest is gone")
     return record
@@ -177,7 +177,7 @@ def decode_record(start: bytes) -> dict[str, Any]:
 def decode_checkpoint(data: bytes) -> Checkpoint:
     """A whole checkpoint."""
     digest.check(data)
-    record = decode_record(data[: 8 + int.from_bytes(data[:8], "little")])
+    record = decode_record(data)
     return Checkpoint(decode_tensors(data), record["state"], record["rounds"], record["epochs"])
 
 

@@ -113,7 +113,7 @@ class Store:
         place = self.place(self.id(run))
         place.check()
         found = place.manifest()
-        return "sound" if found is not None and found.digests else "no digest (older)"
+        return "sound" if found is None or found.digests else "no digest (older)"
 
     def discard(self, run: Run | str) -> None:
         """Delete a run in whatever state; the next claim starts afresh.

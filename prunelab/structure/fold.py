@@ -75,7 +75,7 @@ class Constants:
             self.values[number] = values[name].detach().cpu() if name in values else None
         for number, tensor in seen.constants.items():
             self.values[number] = tensor.detach().cpu() if tensor.is_floating_point() and not tensor.is_meta else None
-        self.computed = {n for n, value in self.values.items() if value is not None and not bool(value.isnan().any())}
+        self.computed: dict[int, bool] = {}  # tensors made of parameters alone, all of whose values are known
         self.readers: dict[int, list[Op]] = {}
         for op in seen.tape:
             for ref in {ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)}:
@@ -91,7 +91,7 @@ class Constants:
                     value = value[place]
                 shape = seen.shapes[number]
                 nothing = (
-                    value is None or not value.is_floating_point() or (op.kind != "move" and bool(value.isnan().all()))
+                    value is None or not value.is_floating_point() or (op.kind != "move" and bool(compact(value).isnan().all()))
                 )
                 self.values[number] = None if nothing else value.expand(shape)
             for number in op.stale:
@@ -100,16 +100,22 @@ class Constants:
     def _computed(self, op: Op) -> Any:
         """What an operation makes of parameters alone, as that of a weight that is standardised."""
         refs = [ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)]
-        if not refs or not self.computed.issuperset(refs) or op.name in _RANDOM or op.func._schema.is_mutable:
+        if op.kind == "move" or not refs or op.name in _RANDOM or op.func._schema.is_mutable:
+            return None
+        if not all(ref in self.seen.weights and self._known(ref) for ref in refs):
             return None
         args, kwargs = tree_map_only(Ref, self.values.__getitem__, (op.args, op.kwargs))
         try:
             made = op.func(*args, **kwargs)
         except RuntimeError:
             return None
-        made = list(made) if isinstance(made, tuple | list) else [made]
-        self.computed.update(n for n, tensor in zip(op.outs, made, strict=True) if tensor.is_floating_point())
-        return made
+        return list(made) if isinstance(made, tuple | list) else [made]
+
+    def _known(self, ref: int) -> bool:
+        if ref not in self.computed:
+            value = self.values.get(ref)
+            self.computed[ref] = value is not None and not bool(compact(value).isnan().any())
+        return self.computed[ref]
 
     def of(self, ref: Any) -> Value:
         return self.values.get(ref) if isinstance(ref, Ref) else None
@@ -343,7 +349,7 @@ class Constants:
             base = torch.full_like(base, math.nan) if bias is None else bias.double().expand(len(pattern)).clone()
         loose = (~exact).nonzero().flatten()
         if len(loose) == len(level):
-            varies = pattern.any(1)
+            varies = compact(pattern).any(1).expand(len(pattern))
         else:
             varies = pattern[:, loose].any(1)
             adds = (exact & (level != 0)).nonzero().flatten()

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunelab.errors import PrunelabError, first_line
+from prunelab.masks import Masks, maskable
 
 
 @contextlib.contextmanager
@@ -71,13 +72,36 @@ def _contents(model: nn.Module) -> tuple[list[tuple[Any, Any]], list[Tensor]]:
     return list(boxes.values()), list(tensors.values())
 
 
+@contextlib.contextmanager
+def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
+    """The model with masks applied as long as the ``with`` lasts; its weights are put back bit by bit."""
+    parameters = maskable(model)
+    kept = {name: parameters[name].detach().clone() for name in masks}
+    masks.apply_(model)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                parameters[name].copy_(value)
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """What the model gives for a tensor, a tuple or list of arguments, or a dict by name, of which it gets copies.
 
     A model that works in place changes the copies only.
+
+    Raises:
+        PrunelabError: the model raised something for them.
     """
     args, kwargs = arguments(inputs)
-    return model(*args, **kwargs)
+    try:
+        return model(*args, **kwargs)
+    except PrunelabError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        what = f"{type(model).__name__} does not take inputs of {shapes(inputs)}"
+        raise PrunelabError(f"{what}: {first_line(error)}") from error
 
 
 def arguments(inputs: Any) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -147,9 +147,9 @@ class Analysis:
     def fixed(self, exact: bool) -> Tensor:
         """Bool [groups], those that stay whatever the weights are."""
         stays = torch.zeros(len(self.space), dtype=torch.bool)
-        stays[list(self.why)] = True
+        stays[torch.tensor(list(self.why), dtype=torch.long)] = True
         if exact:
-            stays[list(self.seen.soft)] = True
+            stays[torch.tensor(list(self.seen.soft), dtype=torch.long)] = True
         return stays
 
 
@@ -184,7 +184,7 @@ def _stays(seen: Seen) -> dict[int, str]:
     """Group -> why it stays, whatever the weights are; what no output depends on is left alone, too."""
     why = dict(seen.pinned)
     fixed = torch.zeros(int(seen.root.max()) + 1, dtype=torch.bool)
-    fixed[[*why, *seen.soft]] = True
+    fixed[torch.tensor([*why, *seen.soft], dtype=torch.long)] = True
     shapes = {name: seen.shapes[number] for number, name in seen.names.items()}
     reads = Constants(seen, anything(shapes)).reads
     reached = live(seen, reads, fixed)
@@ -291,12 +291,16 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
     stays = torch.zeros(size, dtype=torch.bool)
     stays[merged[found.fixed(exact)]] = True
     why: dict[int, str] = {}
+<<<<<<< HEAD
     for number in heads:
         rows = merged[seen.blocks[number].rows]
         stays[rows] = True
         why.update(dict.fromkeys(rows.tolist(), "what stays of each of them goes instead"))
+=======
+    place = merged.tolist()
+>>>>>>> structure
     for group, reason in itertools.chain(found.why.items(), seen.soft.items() if exact else ()):
-        why.setdefault(int(merged[group]), reason)
+        why.setdefault(place[group], reason)
     made = _made(seen)
     parts = _components(size, ((g[:1].expand_as(g), g) for g in (merged[g[g != seen.root[FIXED]]] for _, _, g in made)))
     owners: dict[int, str] = {}

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from prunelab.errors import PrunelabError, first_line
 from prunelab.runs.columns import TIMES, short
-from prunelab.structure.shrink import batchnorms, dead_units, norms
-from prunelab.structure.watch import StructureError
 from prunelab.structure import cost
 from prunelab.structure.forward import arguments, call, looking, rows, samples, shapes
+from prunelab.structure.shrink import batchnorms, dead_units, norms
+from prunelab.structure.watch import StructureError
 
 # Energy in picojoules, 45 nm: a float32 multiplication and addition, and 32 bits from memory. A proxy: nothing is
 # measured, and caches are left out.

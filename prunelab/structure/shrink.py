@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunelab.errors import PrunelabWarning, first_line
 from prunelab.masks import Masks
 from prunelab.structure.fold import Constants, Read, anything, fold, live
-from prunelab.structure.groups import Analysis, analysis, channel_groups
+from prunelab.structure.groups import Analysis, analysis
 from prunelab.structure.watch import (
     OUTPUT,
     Op,
@@ -469,10 +469,14 @@ def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Any) -
 
 
 def joined_layers(model: nn.Module, example: Any) -> list[list[str]]:
-    """Layers that make channels which go together, as an addition makes them, in forward order: two and more."""
-    spaces = channel_groups(model, example, exact=False).values()
-    groups = [[name.rpartition(".")[0] or name for name in space.layers] for space in spaces]
-    return [group for group in groups if len(group) > 1]
+    """Layers that make the very same channels, as an addition makes them, in forward order: groups of two and more."""
+    seen = analysis(model, example).seen
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, axes in seen.slots.items():
+        for numbers in axes.values():
+            if bool((seen.roles[numbers] == 2).any()):
+                groups.setdefault(tuple(seen.root[numbers].tolist()), []).append(name.rpartition(".")[0] or name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def batchnorms(model: nn.Module) -> set[str]:

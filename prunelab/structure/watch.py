@@ -21,7 +21,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, first_line
+from prunelab.gates import Gate
 
 FIXED = 0  # the number of everything that cannot go
 OUTPUT = "it is an output of the model"
@@ -126,6 +127,7 @@ class Seen:
         constants: tensor number -> a tensor that depends on nothing.
         sizes: module -> size -> numbers [size, ...] of the axes that had it there.
         pads: (module, attribute, place, numbers) of channels that only a padding adds, as many as the attribute says.
+        weights: tensor numbers of what is made of parameters and constants alone.
         outputs: tensor numbers of what the model gave.
         products: blocks [rows, columns] of which whole rows and whole columns can go, since they are turned around.
         scaled: groups [rows, columns] over which two activations are multiplied and summed: queries and keys.
@@ -146,6 +148,7 @@ class Seen:
     constants: dict[int, Tensor]
     sizes: dict[str, dict[int, list[Tensor]]]
     pads: list[tuple[str, str, int, Tensor]]
+    weights: set[int]
     outputs: list[int]
     scaled: list[Tensor]
 
@@ -600,7 +603,8 @@ class _Watch(TorchDispatchMode):
                 elif varying(layer) - dims:  # rows of channels: those that are read together go together
                     layer = self.uniform(layer, dims)
                 else:
-                    self.pin(layer, self.why("reads all channels at once"))
+                    if args[0] not in self.weights or name not in ("all", "any"):  # a branch on what is learnt
+                        self.pin(layer, self.why("reads all channels at once"))
                     layer = None
             if layer is not None:
                 small = layer if name in _SCANS else _narrowed(layer, dims)
@@ -1155,6 +1159,9 @@ def watch(model: nn.Module, example: Any) -> Seen:
 
 def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
     double = duplicate(model, {id(p): p for p in model.parameters()}).eval()
+    for module in double.modules():
+        if isinstance(module, Gate):
+            module.open.zero_()  # one that is open everywhere does nothing, so that nothing would be seen of it
     own = named_tensors(double)
     by_id: dict[int, str] = {}
     for name, tensor in own.items():
@@ -1225,6 +1232,6 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.pads, seen.outputs,
+        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.pads, seen.weights, seen.outputs,
         [root[cells] for cells in seen.scaled],
     )  # fmt: skip

@@ -19,13 +19,13 @@ from prunelab import models, stats
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
 from prunelab.pruners import METHODS, build
-from prunelab.pruners.during import DuringTraining
+from prunelab.pruners.units import COUPLED
 from prunelab.pruners.while_training import training_cost
 from prunelab.runs import Store
 from prunelab.runs.columns import need
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.structure.shrink import ShrinkError, shrink
 from prunelab.structure.report import latencies
+from prunelab.structure.shrink import ShrinkError, shrink
 from prunelab.training.experiment import Results
 from prunelab.training.load import masks_at
 
@@ -110,7 +110,11 @@ def compare(
     return studies
 
 
-_BASELINES = ("random", "magnitude", "random units", "L1 units")
+_BASELINES = (
+    "random",
+    "magnitude",
+    *(f"{name} {kind}" for kind in ("units", "channels", "heads") for name in ("random", "L1")),
+)
 
 
 def method_of(spec: str) -> tuple[str, str, dict[str, Any]]:
@@ -139,10 +143,10 @@ def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: 
     for name, method, options in methods:
         prune = Prune(method, amount, rounds, options=options)
         pruner = build(prune)
-        if isinstance(pruner, DuringTraining) or method == "none":
+        if pruner.while_training or method == "none":
             raise PrunelabError(f"{method!r} has no rounds to compare: choose one that prunes trained networks")
         emptied = "allow_empty" in {field.name for field in dataclasses.fields(pruner)}  # type: ignore[arg-type]
-        if emptied and not getattr(pruner, "keeps_one", False):
+        if emptied and not pruner.keeps_one:
             prune = dataclasses.replace(prune, options={"allow_empty": True, **options})
         chosen[name] = prune
     baselines: dict[str, Prune] = {}
@@ -153,15 +157,17 @@ def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: 
 
 
 def _of_kind(prune: Prune) -> Mapping[str, tuple[str, dict[str, Any]]]:
-    """Random and magnitude pruning of the same things: single weights, or units."""
-    if not _of_units(prune):
+    """Random and magnitude pruning of the same things: single weights, units, or channels that go together."""
+    granularity = build(prune).granularity
+    if granularity == "weight":
         return {"random": ("random", {}), "magnitude": ("magnitude", {})}
-    unit = {"granularity": "unit"}
-    return {"random units": ("random", unit), "L1 units": ("magnitude", unit)}
+    coupled = granularity in COUPLED
+    unit, name = {"granularity": granularity if coupled else "unit"}, f"{granularity}s" if coupled else "units"
+    return {f"random {name}": ("random", unit), f"L1 {name}": ("magnitude", unit)}
 
 
 def _of_units(prune: Prune) -> bool:
-    return getattr(build(prune), "granularity", "weight") != "weight"
+    return build(prune).granularity != "weight"
 
 
 def controls_of(name: str, runs: Sequence[Run]) -> Grid:
@@ -195,7 +201,7 @@ def controls_of(name: str, runs: Sequence[Run]) -> Grid:
 
 def comparable() -> list[str]:
     """Names of the methods that ``compare`` takes."""
-    return [name for name in METHODS if name != "none" and not isinstance(build(Prune(name)), DuringTraining)]
+    return [name for name in METHODS if name != "none" and not build(Prune(name)).while_training]
 
 
 def costs(study: Grid, results: Results) -> pd.DataFrame:

@@ -7,16 +7,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import itertools
 import logging
 import math
-import os
-import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -29,19 +25,18 @@ from torch import nn
 from prunelab import models, pruners
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
-from prunelab.pruners.during import DuringTraining
-from prunelab.pruners.oracle import Oracle
 from prunelab.runs import Store
 from prunelab.runs.progress import shown, tick
 from prunelab.runs.provenance import cores
 from prunelab.runs.records import Damaged
+from prunelab.runs.scratch import ends_with, scratch
 from prunelab.settings import Run
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
-from prunelab.training.stack import stackable
-from prunelab.training.train import ALONE, Population, device, knows_bfloat16
-from prunelab.training.versions import versions
+from prunelab.training.stack import ALONE, stackable
+from prunelab.training.train import Population, device, knows_bfloat16
+from prunelab.training.versions import register_again, registered, versions
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +165,20 @@ def unfinished(runs: Sequence[Run], store: Store) -> list[Run]:
     """
     with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock while it works
         odd = list(pool.map(lambda run: store.unusable(run, versions(run)), runs))
-    return [run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in ("complete", "failed")]
+    known = {run.id: run for run in runs}
+    done = ("complete", "failed")
+    missing = {run.id: run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in done}
+    for leader in {run.prune.masks_of for run in missing.values()} - missing.keys():
+        try:
+            if leader and store.status(leader) == "complete":
+                store.removals(leader)
+        except Damaged as error:
+            if leader not in known:
+                raise
+            log.warning("%s: it is trained again", error.what)
+            store.discard(leader)
+            missing[leader] = known[leader]
+    return list(missing.values())
 
 
 def asked_for(
@@ -219,7 +227,7 @@ def check(runs: Iterable[Run]) -> None:
         pruner = pruners.build(run.prune)
         if run.prune.also_after:
             _check_also_after(run, pruner)
-        if getattr(pruner, "stores_features", False) and run.train.augment != "none":
+        if pruner.stores_features and run.train.augment != "none":
             raise PrunelabError(f"augment = {run.train.augment!r}: {run.prune.method!r} stores features, use 'none'")
         if run.data not in seen:
             seen[run.data] = load(run.data)
@@ -234,13 +242,11 @@ def check(runs: Iterable[Run]) -> None:
         checked.add(key)
         model = models.build(run.model, data.shape, len(data.classes), run.seed)
         pruners.first_masks(model, pruner, run.prune.layers)
-        if isinstance(pruner, DuringTraining):
-            pruner.check(model)
 
 
 def _check_numbers(run: Run, pruner: Any) -> None:
     """Refuse, where the targets are numbers, what only makes sense for classes."""
-    if getattr(pruner, "score", "") in ("snip", "taylor") or isinstance(pruner, Oracle):
+    if pruner.classes_only:
         raise PrunelabError(f"method {run.prune.method!r} looks at labels: {run.data.name} has numbers as targets")
     if run.train.augment != "none":
         raise PrunelabError(f"augment = {run.train.augment!r}: leave it out where the targets are numbers")
@@ -249,7 +255,7 @@ def _check_numbers(run: Run, pruner: Any) -> None:
 def _check_also_after(run: Run, pruner: Any) -> None:
     """Refuse prunings on request that would never happen."""
     also, budget = run.prune.also_after, most_epochs(run)
-    if not isinstance(pruner, DuringTraining) and not run.prune.rounds:
+    if not pruner.while_training and not run.prune.rounds:
         raise PrunelabError(f"also_after = {also}: {run.prune.method!r} with rounds = 0 never prunes; leave it out")
     if max(also) >= budget:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
@@ -266,13 +272,51 @@ def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progres
             for part in parts:
                 train_population(part, store, where, ticks)
             return
-        from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
-
         threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
-        Parallel(n_jobs=jobs)(
-            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid())
-            for part in parts
-        )
+        side_by_side(train_population, parts, jobs, threads, store, where, ticks)
+
+
+def side_by_side(
+    work: Callable[..., None], parts: Iterable[Sequence[Run]], jobs: int, threads: int, *rest: Any
+) -> None:
+    """Do parts of a study in processes that end with this one.
+
+    Args:
+        work: a function that can be pickled, of runs and ``rest``.
+        parts: the runs of each call.
+        jobs: processes.
+        threads: of torch in each of them.
+        rest: what ``work`` takes besides.
+
+    Raises:
+        PrunelabError: one of the processes was killed.
+    """
+    from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
+
+    own = registered()
+    with scratch() as folder:
+        tasks = (delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
+        try:
+            Parallel(n_jobs=jobs)(tasks)
+        except BrokenExecutor:
+            what = "a process that trained was killed, by somebody or for want of memory"
+            remedy = f"try again, with fewer jobs than {jobs}; it goes on from what is saved"
+            raise PrunelabError(f"{what}: {remedy}") from None
+
+
+def _in_worker(
+    work: Callable[..., None],
+    runs: Sequence[Mapping[str, Any]],
+    threads: int,
+    folder: Path,
+    own: list[tuple[Any, ...]],
+    rest: Sequence[Any],
+) -> None:
+    with ends_with(folder):
+        register_again(own)
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        work([Run.fromdict(run) for run in runs], *rest)
 
 
 def _deal(runs: Sequence[Run], jobs: int) -> list[list[Run]]:
@@ -298,25 +342,6 @@ def _shares_stack(model: nn.Module) -> bool:
     return stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
 
 
-def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path, parent: int) -> None:
-    _end_with(parent)
-    torch.set_num_threads(threads)
-    train_population([Run.fromdict(run) for run in runs], Store(root), where, ticks)
-
-
-@functools.cache  # a worker is used again
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed kernel leaves nothing behind that trains on."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    if os.getppid() == parent:  # an engine of another kind has workers that are nobody's children
-        threading.Thread(target=watch, daemon=True).start()
-
-
 def train_population(
     runs: Sequence[Run],
     store: Store,
@@ -336,7 +361,6 @@ def train_population(
     """
     if not runs:
         return
-    keep_freed_memory()
     data = load(runs[0].data, device=where)
     population = Population(data)
     with contextlib.ExitStack() as claims:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunelab.chains import spread, then, whole_index
 from prunelab.masks import Masks
-from prunelab.pruners.during import Change
+from prunelab.pruners.base import Step
 from prunelab.training.removals import Removals
 
 
@@ -32,24 +32,32 @@ class Ledger:
         self.removals, self.index = Removals.start(masks), whole_index(dense)
         self.round, self.requested = 0, 0.0
 
-    def take(self, masks: Masks, change: Change) -> None:
+    def take(self, masks: Masks, step: Step, amount: float) -> Masks:
         """Write down what goes, and begin the next round.
 
         Args:
-            masks: of the network before the change, in its shapes.
-            change: what a method did.
+            masks: of the network before the step, in its shapes.
+            step: what a method did.
+            amount: what it was asked for.
+
+        Returns:
+            The masks of the network after the step, in its shapes.
         """
         before = self._in_dense(masks)
-        scores = None if change.scores is None else self._in_dense(self._per_weight(change.scores, masks))
-        chosen = self._in_dense(change.masks_before_removal)
-        if change.returns:
+        scores = None if step.scores is None else self._in_dense(self._per_weight(step.scores, masks))
+        chosen = self._in_dense(step.masks if step.chosen is None else step.chosen)
+        if step.returns:
             self.removals, before = self.removals.restored(Masks(chosen)), chosen
         self.round += 1
         self.removals = self.removals.add(self.round, Masks(before), Masks(chosen), scores)
-        self.index = then(self.index, change.index)
-        left = self._in_dense(change.masks)
-        self.removals = self.removals.add(self.round, Masks(chosen), Masks(left), None)  # went with their unit
-        self.requested = 1 - (1 - self.requested) * (1 - change.rate)
+        after = step.masks
+        if step.cut is not None:
+            self.index = then(self.index, step.cut.index)
+            after = Masks({name: step.cut.cut(name, mask) for name, mask in after.items()})
+        left = Masks(self._in_dense(after))
+        self.removals = self.removals.add(self.round, Masks(chosen), left, None)  # went with their unit
+        self.requested = 1 - (1 - self.requested) * (1 - (amount if step.rate is None else step.rate))
+        return after
 
     def tensors(self) -> dict[str, Tensor]:
         """Removals and index, for a checkpoint."""

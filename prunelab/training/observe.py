@@ -11,7 +11,6 @@ from torch import nn
 
 from prunelab import pruners
 from prunelab.masks import Masks
-from prunelab.pruners.during import DuringTraining
 from prunelab.settings import Run
 
 
@@ -53,7 +52,7 @@ Watch = Callable[[Seen], Literal["go on", "prune", "save", "stop"]]
 
 def most_epochs(run: Run) -> int:
     """Epochs that a run can take at most."""
-    during = isinstance(pruners.build(run.prune), DuringTraining)
+    during = pruners.build(run.prune).while_training
     return run.train.epochs + (0 if during else run.prune.rounds * (run.retrain or run.train).epochs)
 
 

@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunelab import models, pruners
-from prunelab.chains import ShrinkError, live_units, whole_index
+from prunelab.chains import ShrinkError, live_units
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, first_line
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
-from prunelab.pruners.during import Change, DuringTraining, Moment, Penalising, Progress, Remembering
-from prunelab.pruners.select import keep_as_many
+from prunelab.pruners import Context, Step
+from prunelab.pruners.base import Progress
+from prunelab.pruners.units import by_layer, keep_as_many
 from prunelab.runs import Checkpoint, Store, provenance
 from prunelab.runs.records import Damaged
 from prunelab.settings import Run
@@ -47,7 +49,7 @@ class Running:
         self.run, self.writer, self.data, self.where, self.claim = run, writer, data, where, claim
         self.store = store
         self.pruner = pruners.build(run.prune)
-        self.during = isinstance(self.pruner, DuringTraining)
+        self.during = self.pruner.while_training
         dense = models.build(run.model, data.shape, len(data.classes), run.seed)
         self.widths = dict(layer_widths(dense))
         self.choice = generator(run.seed, "pruning")
@@ -67,13 +69,12 @@ class Running:
         self.weights_total = dense_masks.weights.total
         self.ledger = Ledger(dense, dense_masks)
         self.member = Member(dense, run.train, dense_masks, generator(run.seed, "order"))  # the ledger has shapes only
-        if isinstance(self.pruner, Remembering):
-            self.state = dict(self.pruner.first_state(self.member.model))
+        self.state = dict(self.pruner.begin(self.member.model))
         checkpoint = writer.checkpoint
         frozen = () if checkpoint is None else tuple(checkpoint.state.get("frozen", ()))
         if checkpoint is not None:
             self._resume(checkpoint)
-        if not self.round and not isinstance(self.pruner, Penalising):
+        if not self.round and not self.pruner.penalises:
             self.member.beginning = run.model, run.train, run.seed  # whatever prunes it later
         self.member.model.to(where)
         self.member.masks = self.member.masks.to(where)
@@ -105,7 +106,7 @@ class Running:
             self.member.observe(validation.loss)
         self.acts, self.signal = False, float("nan")
         if self.during:
-            self.signal = self.pruner.signal(self._progress()) if hasattr(self.pruner, "signal") else self.signal
+            self.signal = self.pruner.signal(self._progress())
             self.acts = not self.member.done and self.pruner.due(self._progress())
         if len(self.epochs) + 1 in self.run.prune.also_after and self._can_prune:
             self.acts = True
@@ -232,22 +233,25 @@ class Running:
             return
         begin = time.perf_counter()
         self.member.detach()
-        change = self.pruner.act(self._moment())
-        more = change.frozen > sum(self.member.frozen[-1:])
-        features = self._outputs(change.frozen) if more else None
+        with self.member.few_threads():
+            step = self.pruner.prune(self._now(), self.run.prune.amount)
+        more = step.frozen > sum(self.member.frozen[-1:])
+        features = self._outputs(step.frozen) if more else None
         seconds = time.perf_counter() - begin
         self.last = len(self.losses) - 1
-        if change.failure is not None:
-            self._write_round(seconds, change.failure)
-            self._fail(change.failure)
+        if step.failure is not None:
+            self._write_round(seconds, step.failure)
+            self._fail(step.failure)
             return
-        self._write_round(seconds, change.note)
-        row["pruned"], row["rate"] = not change.note, change.rate
-        self.state = dict(change.state)
-        self.ledger.take(self.member.masks, change)
-        self.member.change(change.model, change.masks, change.moments)
+        self._write_round(seconds, step.note)
+        row["pruned"], row["rate"] = not step.note, step.rate
+        self.state = dict(step.state)
+        moments = None if step.fresh else self.member.moments
+        if moments is not None and step.cut is not None:
+            moments = {kind: {n: step.cut.cut(n, t) for n, t in own.items()} for kind, own in moments.items()}
+        self._take(step, moments)
         if features is not None:
-            self.member.freeze(change.frozen, features)
+            self.member.freeze(step.frozen, features)
         self._penalise()
         self._save()
 
@@ -259,17 +263,31 @@ class Running:
 
     def _penalise(self) -> None:
         """The penalty of the method, if it has one, for the network as it is now."""
-        if isinstance(self.pruner, Penalising):
-            self.member.penalty = self.pruner.penalty(self.member.model, self.state)
+        self.member.penalty = self.pruner.penalty(self.member.model, self.state)
+
+    def _take(self, step: Step, moments: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+        """Write down what a method did, and make it the network that trains from now on."""
+        masks = self.ledger.take(self.member.masks, step, self.run.prune.amount)
+        pruners.put_weights(self.member.model, step.weights)
+        self.member.change(self.member.model if step.cut is None else step.cut.model, masks, moments)
 
     def _progress(self) -> Progress:
         epochs, lr = self.member.train.epochs, self.member.lr_of(self.member.epoch - 1)
         return Progress(self.losses, self.losses_of_batches, epochs, self.last, self.accuracies, lr)
 
-    def _moment(self) -> Moment:
-        member = self.member
-        return Moment(
-            member.model, member.masks, member.moments, self.state, self.choice, self._progress(), self._batches
+    def _now(self) -> Context:
+        """What a method may look at when it prunes now; the loss is the one that is trained on."""
+        member, run = self.member, self.run
+        return Context(
+            member.model,
+            member.masks,
+            self.choice,
+            self._batches,
+            lambda: dict(self._fresh(run.seed).named_parameters()),
+            None if self.data.labelled else F.mse_loss,
+            progress=self._progress(),
+            moments=member.moments,
+            state=self.state,
         )
 
     def _rounds(self, population: Population) -> None:
@@ -283,21 +301,19 @@ class Running:
                 return
             begin = time.perf_counter()
             self.member.detach()
-            model, current = self.member.model, self.member.masks
             try:
-                scores, masks, weights = self._pruned(model, current)
+                with self.member.few_threads():
+                    step = self._pruned(self._now())
             except PrunelabError as error:
                 self._fail(str(error))
                 return
             seconds = time.perf_counter() - begin
-            self.ledger.take(current, Change(model, masks, None, masks, whole_index(model), prune.amount, scores))
             self.member.restart(self.run.retrain or self.run.train)
-            pruners.put_weights(model, weights)
-            self.member.change(model, masks)
+            self._take(step)
             self.test = population.evaluate([self.member], self.data.test)[0]
             self.pruned_accuracy = self.test.accuracy
             if prune.recover in _NEW_WEIGHTS:
-                self.member.change(self._fresh(self.run.seed + _NEW_WEIGHTS[prune.recover]), masks)
+                self.member.change(self._fresh(self.run.seed + _NEW_WEIGHTS[prune.recover]), self.member.masks)
             self._penalise()
             self.losses, self.losses_of_batches, self.accuracies, self.last = [], [], [], None
             if prune.recover != "none":
@@ -307,23 +323,16 @@ class Running:
             self._write_round(seconds)
             self._save()
 
-    def _pruned(
-        self, model: nn.Module, current: Masks
-    ) -> tuple[Mapping[str, Tensor] | None, Masks, Mapping[str, Tensor]]:
-        """Scores where there are any, masks, and the new values of parameters that the method changes."""
-        amount, pruner = self.run.prune.amount, self.pruner
-        if self.run.prune.masks_of and self.run.prune.follow == "masks":
-            return None, current & self._followed(), {}
-        if getattr(pruner, "needs_start", False):
-            pruner = pruner.since(dict(self._fresh(self.run.seed).named_parameters()))
-        if isinstance(pruner, pruners.Reweighting):
-            return None, *pruner.reweighted(model, self._batches(), current, amount, self.choice)
-        if not isinstance(pruner, pruners.Ranking):
-            return None, pruner.masks(model, self._batches(), current, amount, self.choice), {}
-        scores = pruner.scores(model, self._batches(), current, self.choice)
-        if self.run.prune.masks_of:
-            return scores, keep_as_many(model, scores, current, self._followed(), self.choice), {}
-        return scores, pruner.select(model, scores, current, amount, self.choice), {}
+    def _pruned(self, now: Context) -> Step:
+        """What the method makes of the network, or what it made of the one that this run follows."""
+        prune, pruner = self.run.prune, self.pruner
+        if not prune.masks_of:
+            return pruner.prune(now, prune.amount)
+        if prune.follow == "masks":
+            return Step(now.masks & self._followed())
+        scores = pruner.scores(now)
+        masks = keep_as_many(now, scores, self._followed(), pruner.granularity)
+        return Step(masks, by_layer(now, scores, pruner.granularity))
 
     def _followed(self) -> Masks:
         """What the run that this one follows kept in the round that begins now."""
@@ -336,9 +345,9 @@ class Running:
     def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """The training part in its own order, scaled, for scores that look at data; about 2 million numbers a batch.
 
-        A method that judges networks by data that they have not learnt (``held_out``) gets the validation part.
+        A method that judges networks by data that they have not learnt gets the validation part.
         """
-        split = self.data.validation if getattr(self.pruner, "held_out", False) else self.data.train
+        split = self.data.validation if self.pruner.reads == "held_out" else self.data.train
         size = max(1, min(EVALUATION_BATCH, 2**21 // math.prod(self.data.shape)))
         for start in range(0, len(split.y), size):
             yield self.data.scale(split.x[start : start + size]), self.data.target(split.y[start : start + size])
@@ -406,7 +415,7 @@ class Running:
 
     def _learning_macs(self) -> dict[str, int]:
         """Those of a sample in the part of the network that trained, where layers may drop out of the training."""
-        if not getattr(self.pruner, "stores_features", False):
+        if not self.pruner.stores_features:
             return {}
         return {"learning_macs": learning_macs(self.member.model, self.data.shape, sum(self.member.frozen[-1:]))}
 

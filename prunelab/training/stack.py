@@ -5,20 +5,29 @@ memory. Here the parameters of all runs are stacked along a first axis, so that 
 plain SGD the update is part of the product that makes the gradient: ``W += (-lr * d).T @ x`` reads and writes the
 weights once. Backpropagation is linear in the gradient of the logits, so a run's own learning rate is a factor there.
 
-Axes: R runs, B samples of a batch, F features, C classes. Dense activations are [R, B, F], or [B, F] for one run and
-for a batch that all runs share; maps of convolutions are a list, one [B, channels, H, W] per run in channels_last,
-because the runs' own convolutions, one after the other, measured faster on a CPU than one grouped convolution
-(1.1 to 2.5 times) and need no padding to the widest. Where the precision is bfloat16, maps are, from the first
-convolution or pooling to the flattening, while a network learns; weights, gradients and all that is dense stay float32.
-A network that is no chain learns under torch's autocast, which takes the dense products, too.
+Axes: R runs, B samples of a batch, F features, C classes. Dense activations are [R, B, F], or [B, F] before the first
+product of a batch that all runs share; maps of convolutions are a list, one [B, channels, H, W] per run in
+channels_last, because the runs' own convolutions, one after the other, measured faster on a CPU than one grouped
+convolution (1.1 to 2.5 times) and need no padding to the widest. Where the precision is bfloat16, maps are, from the
+first convolution or pooling to the flattening, while a network learns; weights, gradients and all that is dense stay
+float32. A network that is no chain learns under torch's autocast, which takes the dense products, too.
 
 The stacked tensors are the only storage of the weights; the parameters of the plain models are views into them, so
-whoever holds a plain model sees its current weights. Runs with narrower layers are padded with zeros: a padded unit has
-no input, no bias and no output, hence no gradient.
+whoever holds a plain model sees its current weights. A run with narrower layers than its slot is padded with zeros: a
+padded unit has no input, no bias and no output, hence no gradient.
+
+On a CPU a run gets the same bits in every stack, alone as well. Products of matrices and sums do not depend on how many
+there are side by side; what they depend on is kept equal. The shapes: a slot follows from the run alone (``slot``). The
+alignment: parts of runs begin at multiples of 64 bytes, and rows of a batch are filled up to a multiple of 16. The last
+few elements of a tensor, which torch's activations and optimisers compute in another way than the others: there are
+none, or each run has its own. Threads: dense layers have one; convolutions have all, so their number is part of what
+decides the bits of a convolutional network.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -35,9 +44,15 @@ _ELEMENTWISE: Mapping[type[nn.Module], Callable[[nn.Module, Tensor, Tensor, Tens
     nn.GELU: lambda m, d, x, _: _aten.gelu_backward(d, x, approximate=m.approximate),
     nn.Identity: lambda _, d, __, ___: d,
 }
+_EXACT = (nn.ReLU, nn.LeakyReLU, nn.Identity)  # one operation an element: it rounds alike wherever the element stands
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 _STACKABLE = (nn.Linear, nn.Conv2d, nn.Flatten, *_ELEMENTWISE, *_POOLING)
 Maps = list[Tensor]  # of a convolution: one [B, channels, H, W] per run
+
+# Parameters from which sharing a stack gains nothing: the products fill the cores by themselves (our own measurement).
+ALONE = 600_000
+_ALIGNED = 16  # float32 in 64 bytes, the widest register and the alignment that Intel's library asks for equal bits
+_UNROLLED = 32  # elements that torch's vectorised loops take at once; what is left over they compute one by one
 
 
 def stackable(model: nn.Module) -> bool:
@@ -58,10 +73,27 @@ def _plain(module: nn.Module) -> bool:
     return isinstance(module, nn.ReLU) or not getattr(module, "inplace", False)
 
 
-def same_architecture(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two chains differ in nothing but the widths of their layers."""
-    plain = [[(name, type(module)) for name, module in model.named_children()] for model in (a, b)]
-    return plain[0] == plain[1]
+def slot(size: int, full: int) -> int:
+    """The length to which an axis of a pruned layer is padded: ``full``, halves and three quarters of it, and so on.
+
+    It follows from the run alone, and pruned layers of about one size get the same. Our own choice of steps.
+    """
+    wide = full
+    for power in range(full.bit_length()):
+        for part in (-(-full // 2**power), -(-3 * full // 2 ** (power + 2))):
+            wide = part if size <= part < wide else wide
+    return wide
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operators on the CPU, for a while; switching takes less than a microsecond."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Stack:
@@ -69,32 +101,66 @@ class Stack:
 
     Args:
         models: plain modules on one device; their parameters become views of the stack. One model is used as it is,
-            whatever it is made of; several have to be ``stackable`` and of the ``same_architecture``.
+            whatever it is made of; several have to be ``stackable`` and have layers of the same names and types.
         precision: in which maps are computed while learning, float32 or bfloat16; without a gradient all is float32.
+        room: parameter name -> shape of a run's slot, at least that of every model; None: that of the largest.
+
+    Attributes:
+        parameters: name -> [R, ...], the weights of all.
     """
 
-    def __init__(self, models: Sequence[nn.Module], precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        precision: torch.dtype = torch.float32,
+        room: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.models, self.precision = list(models), precision
         self.chain = stackable(models[0])
         self.parameters: dict[str, Tensor] = {}
-        if len(models) == 1:
-            self.parameters = dict(models[0].named_parameters())
-        else:
-            for name, _ in models[0].named_parameters():
-                own = [model.get_parameter(name) for model in models]
-                whole = pile([p.detach() for p in own])
-                for run, parameter in enumerate(own):
-                    parameter.data = corner(whole[run], parameter.shape)
-                self.parameters[name] = whole
+        for name, parameter in models[0].named_parameters():
+            if not self.chain:
+                self.parameters[name] = parameter.detach()[None]
+                continue
+            own = [model.get_parameter(name) for model in models]
+            whole = pile([p.detach() for p in own], None if room is None else room[name])
+            for run, p in enumerate(own):
+                p.data = corner(whole[run], p.shape)
+            self.parameters[name] = whole
         self.layers = _ordered(models[0]) if self.chain else []
         self.own = [dict(model.named_modules()) for model in models] if self.chain else []
+        self._wide = self._flattened()
+        size = sum(whole[0].numel() for whole in self.parameters.values())
+        self.one_thread = self.chain and size <= ALONE
+        self._threads = 1
 
     def __len__(self) -> int:
         return len(self.models)
 
-    def runs(self, whole: Tensor) -> Iterator[Tensor]:
-        """The parts of a stacked tensor that belong to each run, padding included; for one run the tensor itself."""
-        return iter([whole] if len(self) == 1 else whole.unbind(0))
+    def _flattened(self) -> int | None:
+        """Features that the first dense layer takes, padding included."""
+        dense = [name for name, module in self.layers if isinstance(module, nn.Linear)]
+        return self.parameters[f"{dense[0]}.weight"].shape[-1] if dense else None
+
+    def flat(self, whole: Tensor) -> Tensor:
+        """A tensor shaped like a parameter of the stack as rows without gaps, [R, ...], for work on every element."""
+        return _storage(whole) if self.chain else whole
+
+    def zeros(self, name: str) -> Tensor:
+        """Zeros in the shape and the order in memory of a parameter of the stack."""
+        like = self.parameters[name]
+        return slots(len(self), like.shape[1:], like) if self.chain else torch.zeros_like(like)
+
+    @contextlib.contextmanager
+    def _few_threads(self) -> Iterator[None]:
+        self._threads = torch.get_num_threads()
+        with threads(1 if self.one_thread else self._threads):
+            yield
+
+    def _each(self, function: Callable[..., object], *maps: Sequence) -> list:
+        """What a function makes of the maps of each run, with all threads."""
+        with threads(self._threads):
+            return [function(*own) for own in zip(*maps, strict=True)]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, shared: bool = False) -> Tensor:
@@ -109,7 +175,8 @@ class Stack:
         """
         if not self.chain:
             return self.models[0](_last(x if shared else x[0]))[None]
-        return self._forward(x, shared, None)
+        with self._few_threads():
+            return self._forward(x, shared, None)
 
     def learn(
         self, x: Tensor, y: Tensor, gradients: dict[str, Tensor] | None, rates: Tensor, shared: bool = False
@@ -120,8 +187,8 @@ class Stack:
             x: as for a call.
             y: labels, int64 [R, B] or [B], for the cross entropy; or numbers, float32 [R, B, C] or [B, C], for the mean
                 squared error, of which no answer is right.
-            gradients: parameter name -> tensor of the stacked shape that receives the gradient of each run's mean loss;
-                None: the parameters change by ``-rate`` times it at once.
+            gradients: parameter name -> tensor, as ``zeros`` gives it, that receives the gradient of each run's mean
+                loss; None: the parameters change by ``-rate`` times it at once.
             rates: float32 [R], the learning rates; read only where ``gradients`` is None.
             shared: whether ``x`` and ``y`` lack the run axis.
 
@@ -130,13 +197,13 @@ class Stack:
         """
         if not self.chain:
             return self._learn_by_autograd(x if shared else x[0], y if shared else y[0], gradients, rates)
-        with torch.no_grad():
+        with torch.no_grad(), self._few_threads():
             tape: list[tuple] = []
             logits = self._forward(x, shared, tape)
             loss, right, d = (_squared_error if y.is_floating_point() else _cross_entropy)(logits, y)
             samples = logits.shape[1]
             d.mul_(1 / samples if gradients is not None else (rates / -samples)[:, None, None])
-            self._backward(d[0] if len(self) == 1 else d, tape, gradients)
+            self._backward(_filled(d), tape, gradients)
         return loss, right
 
     def _learn_by_autograd(
@@ -144,17 +211,18 @@ class Stack:
     ) -> tuple[Tensor, Tensor]:
         """The same for one model of any kind."""
         reduced = torch.autocast(x.device.type, self.precision, self.precision != torch.float32, cache_enabled=False)
+        named = dict(self.models[0].named_parameters())
         with torch.enable_grad():
             with reduced:
                 logits = self.models[0](_last(x)).float()
             loss = (F.mse_loss if y.is_floating_point() else F.cross_entropy)(logits, y)
-            found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         with torch.no_grad():
-            for (name, parameter), gradient in zip(self.parameters.items(), found, strict=True):
+            for (name, parameter), gradient in zip(named.items(), found, strict=True):
                 if gradients is not None:
                     # Copied: behind channels_last maps a gradient lies in memory in another order than its weight, and
                     # the fused optimisers go by the order in memory.
-                    gradients[name].copy_(torch.zeros_like(parameter) if gradient is None else gradient)
+                    gradients[name][0].copy_(torch.zeros_like(parameter) if gradient is None else gradient)
                 elif gradient is not None:
                     parameter.sub_(rates[0] * gradient)
             right = torch.zeros_like(y[:, 0], dtype=torch.long) if y.is_floating_point() else logits.argmax(-1) == y
@@ -164,61 +232,56 @@ class Stack:
 
     def _forward(self, x: Tensor, shared: bool, tape: list[tuple] | None) -> Tensor:
         """Logits [R, B, C]; what the way back needs is put on the tape: (layer number, input, output or indices)."""
-        if len(self) == 1:
-            x, shared = (x if shared else x[0]), True
-        maps = torch.float32 if tape is None else self.precision
+        samples = x.shape[0 if shared else 1]
+        precision = torch.float32 if tape is None else self.precision
+        if x.dim() == (2 if shared else 3):
+            x = _filled(x)
         for number, (name, module) in enumerate(self.layers):
             before: Tensor | Maps = x
             kept: Tensor | list[Tensor] | None = None
             if isinstance(module, nn.Linear):
-                x = self._linear(name, x, shared)
-                shared = shared and len(self) == 1
-            elif isinstance(module, nn.Conv2d):
-                before = self._maps(x, shared, maps)
-                x = [self._convolve(run, name, part) for run, part in enumerate(before)]
-                shared = shared and len(self) == 1
-            elif isinstance(module, nn.Flatten):
-                x = self._rows(x) if isinstance(x, list) else x.flatten(1 if shared else 2)
-            elif isinstance(module, _POOLING):
-                before = self._maps(x, shared, maps)
-                shared = shared and len(self) == 1
-                if isinstance(module, nn.MaxPool2d):
-                    pairs = [_aten.max_pool2d_with_indices(part, *_window(module)) for part in before]
+                x, shared = self._linear(name, x), False
+            elif isinstance(module, (nn.Conv2d, *_POOLING)):
+                before, shared = self._maps(x, shared, precision), False
+                if isinstance(module, nn.Conv2d):
+                    x = self._each(lambda own, part: _convolve(own[name], part), self.own, before)  # noqa: B023
+                elif isinstance(module, nn.MaxPool2d):
+                    window = _window(module)
+                    pairs = self._each(lambda part: _aten.max_pool2d_with_indices(part, *window), before)  # noqa: B023
                     x, kept = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
                 else:
-                    x = [module(part) for part in before]
-            elif isinstance(module, nn.ReLU) and self._owned(number):
-                x = [part.relu_() for part in x] if isinstance(x, list) else x.relu_()
-                kept = x
+                    x = self._each(module, before)
+            elif isinstance(module, nn.Flatten):
+                x = self._rows(x) if isinstance(x, list) else _filled(x.flatten(1 if shared else 2))
             else:
-                act = torch.relu if isinstance(module, nn.ReLU) else module
-                x = [act(part) for part in x] if isinstance(x, list) else act(x)
-                kept = x
+                in_place = isinstance(module, nn.ReLU) and self._owned(number)
+                act = torch.relu_ if in_place else torch.relu if isinstance(module, nn.ReLU) else module
+                x = kept = act(x) if shared else self._elementwise(module, act, x)
             if tape is not None:
                 tape.append((number, before, kept))
         if isinstance(x, list):
             x = self._rows(x)
-        return x[None] if len(self) == 1 else x.expand(len(self), *x.shape) if shared else x
+        return (x.expand(len(self), *x.shape) if shared else x)[:, :samples]
+
+    def _elementwise(self, module: nn.Module, function: Callable[..., Tensor], *parts: Tensor | Maps) -> Tensor | Maps:
+        """Of all runs at once where no run has elements left over, else of one after the other."""
+        if isinstance(parts[0], list):
+            return self._each(function, *parts)
+        if isinstance(module, _EXACT) or parts[0][0].numel() % _UNROLLED == 0:
+            return function(*parts)
+        return torch.stack([function(*own) for own in zip(*parts, strict=True)])
 
     def _owned(self, number: int) -> bool:
         """Whether the layer before made this one's input and does not need it again: it may be overwritten."""
         return number > 0 and isinstance(self.layers[number - 1][1], (nn.Linear, nn.Conv2d, *_POOLING))
 
-    def _linear(self, name: str, x: Tensor, shared: bool) -> Tensor:
-        weight, bias = self.parameters[f"{name}.weight"].detach(), self.parameters.get(f"{name}.bias")
-        bias = None if bias is None else bias.detach()
-        if len(self) == 1:
-            return F.linear(x, weight, bias)
-        if shared:  # one wide product instead of R narrow ones
-            x = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
-            return x.unflatten(1, (len(self), -1)).transpose(0, 1)
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+        if x.dim() == 2:
+            x = x.expand(len(self), *x.shape)
         if bias is None:
             return torch.bmm(x, weight.transpose(1, 2))
         return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-
-    def _convolve(self, run: int, name: str, x: Tensor) -> Tensor:
-        layer = self.own[run][name]
-        return F.conv2d(x, _as(layer.weight, x), _as(layer.bias, x), *_geometry(layer))
 
     def _maps(self, x: Tensor | Maps, shared: bool, precision: torch.dtype) -> Maps:
         if isinstance(x, list):
@@ -227,13 +290,12 @@ class Stack:
         return [_last(x)] * len(self) if shared else [_last(part) for part in x]
 
     def _rows(self, maps: Maps) -> Tensor:
-        """Flattened maps, [B, F] for one run and [R, B, F] for several, zeros behind those with fewer channels."""
-        if len(maps) == 1:
-            return maps[0].flatten(1).float()
+        """Flattened maps, [R, B, F], zeros behind those with fewer channels than their slot has room for."""
         rows = [part.flatten(1).float() for part in maps]
-        if len({row.shape[1] for row in rows}) == 1:
-            return torch.stack(rows)
-        return pile(rows)
+        size = (rows[0].shape[0], self._wide or max(row.shape[1] for row in rows))
+        if len(rows) == 1 and rows[0].shape == size:
+            return _filled(rows[0][None])
+        return _filled(torch.stack(rows) if all(row.shape == size for row in rows) else pile(rows, size).contiguous())
 
     def _backward(self, d: Tensor | Maps, tape: list[tuple], gradients: Mapping[str, Tensor] | None) -> None:
         """From the gradient of the logits to those of all parameters; nothing is computed for the batch itself."""
@@ -243,65 +305,46 @@ class Stack:
             if isinstance(module, nn.Linear):
                 d = self._linear_backward(name, d, x, gradients, number > first)
             elif isinstance(module, nn.Conv2d):
-                d = [
-                    self._convolve_backward(run, name, d[run], x[run], gradients, number > first)
-                    for run in range(len(self))
-                ]
+                with threads(self._threads):
+                    d = [
+                        self._convolve_backward(run, name, d[run], x[run], gradients, number > first)
+                        for run in range(len(self))
+                    ]
             elif isinstance(module, nn.Flatten):
                 if isinstance(x, list):
-                    parts = [d] if len(self) == 1 else d.unbind(0)
                     d = [
-                        _last(part[:, : own[0].numel()].reshape(own.shape).to(own.dtype))
-                        for part, own in zip(parts, x, strict=True)
+                        _last(part[: len(own), : own[0].numel()].reshape(own.shape).to(own.dtype))
+                        for part, own in zip(d.unbind(0), x, strict=True)
                     ]
                 else:
-                    d = d.reshape(x.shape)
+                    d = d[:, : x.shape[1]].reshape(x.shape)
             elif isinstance(module, nn.MaxPool2d):
-                d = [
-                    _aten.max_pool2d_with_indices_backward(part, own, *_window(module), index)
-                    for part, own, index in zip(d, x, kept, strict=True)
-                ]
+                window = _window(module)
+                back = _aten.max_pool2d_with_indices_backward
+                d = self._each(lambda part, own, index: back(part, own, *window, index), d, x, kept)  # noqa: B023
             elif isinstance(module, nn.AvgPool2d):
-                options = (module.ceil_mode, module.count_include_pad, module.divisor_override)
-                d = [
-                    _aten.avg_pool2d_backward(part, own, *_window(module)[:3], *options)
-                    for part, own in zip(d, x, strict=True)
-                ]
+                options = (
+                    *_window(module)[:3], module.ceil_mode, module.count_include_pad, module.divisor_override,
+                )  # fmt: skip
+                d = self._each(lambda part, own: _aten.avg_pool2d_backward(part, own, *options), d, x)  # noqa: B023
             else:
                 back = _ELEMENTWISE[type(module)]
-                if isinstance(d, list):
-                    d = [back(module, part, own, out) for part, own, out in zip(d, x, kept, strict=True)]
-                else:
-                    d = back(module, d, x, kept)
+                d = self._elementwise(module, lambda *own: back(module, *own), d, x, kept)  # noqa: B023
 
     def _linear_backward(
         self, name: str, d: Tensor, x: Tensor, gradients: Mapping[str, Tensor] | None, further: bool
     ) -> Tensor | None:
-        weight, bias = self.parameters[f"{name}.weight"].detach(), self.parameters.get(f"{name}.bias")
-        single = len(self) == 1
-        back = None
-        if further:  # before the weights change
-            back = d @ weight if single else torch.bmm(d, weight)
-        shared = not single and x.dim() == 2
-        if shared:  # one product for all runs, as on the way forth
-            d_wide = d.transpose(0, 1).reshape(len(x), -1)
-        target = weight if gradients is None else gradients[f"{name}.weight"]
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+        back = torch.bmm(d, weight) if further else None  # before the weights change
+        if x.dim() == 2:
+            x = x.expand(len(self), *x.shape)
         if gradients is None:
-            if single:
-                target.addmm_(d.t(), x)
-            elif shared:
-                target.flatten(0, 1).addmm_(d_wide.t(), x)
-            else:
-                target.baddbmm_(d.transpose(1, 2), x)
-        elif single:
-            torch.mm(d.t(), x, out=target)
-        elif shared:
-            torch.mm(d_wide.t(), x, out=target.view(-1, target.shape[-1]))
+            weight.baddbmm_(d.transpose(1, 2), x)
         else:
-            torch.bmm(d.transpose(1, 2), x, out=target)
+            torch.bmm(d.transpose(1, 2), x, out=gradients[f"{name}.weight"])
         if bias is not None:
             total = d.sum(-2)
-            bias.detach().add_(total) if gradients is None else gradients[f"{name}.bias"].copy_(total)
+            bias.add_(total) if gradients is None else gradients[f"{name}.bias"].copy_(total)
         return back
 
     def _convolve_backward(
@@ -330,9 +373,20 @@ class Stack:
             if gradients is None:
                 own.add_(change)
             else:
-                whole = gradients[f"{name}.{parameter}"]
-                (whole if len(self) == 1 else corner(whole[run], own.shape)).copy_(change)
+                corner(gradients[f"{name}.{parameter}"][run], own.shape).copy_(change)
         return back
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, _as(layer.weight, x), _as(layer.bias, x), *_geometry(layer))
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Rows of samples, [..., B, F], with rows of zeros up to a multiple of 16, and aligned."""
+    lacking = -x.shape[-2] % _ALIGNED
+    if lacking:
+        return F.pad(x, (0, 0, 0, lacking))
+    return x.clone() if x.data_ptr() % (4 * _ALIGNED) else x
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -402,10 +456,23 @@ def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> tuple:
     return kernel, stride, padding, _pair(module.dilation), module.ceil_mode
 
 
-def pile(tensors: Sequence[Tensor]) -> Tensor:
-    """Stack tensors of one rank along a new first axis, each padded with zeros to the largest: [R, ...]."""
-    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
-    whole = tensors[0].new_zeros(len(tensors), *shape)
+def slots(runs: int, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros of [runs, *shape], in which the part of each run begins at a multiple of 64 bytes."""
+    size = math.prod(shape)
+    return like.new_zeros(runs, size + -size % _ALIGNED)[:, :size].view(runs, *shape)
+
+
+def _storage(whole: Tensor) -> Tensor:
+    """What ``slots`` made, with the gaps between the parts, [runs, N]."""
+    size = math.prod(whole.shape[1:])
+    size += -size % _ALIGNED
+    return whole.as_strided((len(whole), size), (size, 1))
+
+
+def pile(tensors: Sequence[Tensor], shape: Sequence[int] | None = None) -> Tensor:
+    """Stack tensors of one rank in ``slots``, each padded with zeros to ``shape``, or to the largest: [R, ...]."""
+    shape = shape or [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    whole = slots(len(tensors), shape, tensors[0])
     for run, tensor in enumerate(tensors):
         corner(whole[run], tensor.shape).copy_(tensor)
     return whole

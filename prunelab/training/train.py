@@ -1,10 +1,11 @@
 """The training loop: a population of runs in lockstep. A single run is a population of one; there is no second loop.
 
 Each member has its own weights, masks, batch order, optimiser moments, learning-rate plan and early stopping; members
-of one size share the kernels of one stack. Units that are masked whole are left out while training (``narrow``). Other
-masks act on the gradient before the optimiser step: a weight that is zero, with a gradient that is zero and moments
-that are zero, stays zero under SGD, momentum, Adam and weight decay alike, so one multiplication keeps weights and
-optimiser state pruned.
+of about one size share the kernels of one stack. On a CPU the company decides no number: a member has the same bits
+alone, beside others, and after it was resumed beside others again. Units that are masked whole are left out while
+training (``narrow``). Other masks act on the gradient before the optimiser step: a weight that is zero, with a gradient
+that is zero and moments that are zero, stays zero under SGD, momentum, Adam and weight decay alike, so one
+multiplication keeps weights and optimiser state pruned.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import math
+import operator
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,12 +35,8 @@ from prunelab.masks import Masks
 from prunelab.narrow import DROPOUTS, Narrow, narrow
 from prunelab.settings import Train
 from prunelab.structure import frozen as prefix
-from prunelab.training.captured import repeated
-from prunelab.training.stack import Stack, corner, pile, release, same_architecture, stackable
+from prunelab.training.stack import ALONE, Stack, corner, release, slot, stackable, threads
 
-# Parameters from which sharing a stack gains nothing: the products fill the cores by themselves (our own measurement).
-ALONE = 600_000
-WASTE = 2.0  # a member joins a stack only if the stack's first is at most so many times larger: padding costs time
 EVALUATION_BATCH = 2_000
 
 
@@ -91,11 +90,14 @@ class Member:
         best: the weights of that epoch, kept when ``train.restore_best``.
         failure: why the run cannot go on; None while it can.
         penalty: from the model to the gradient of a penalty, parameter name -> tensor, which is added to that of the
-            loss in every step; None: no penalty. Set it together with a change of the model or the masks.
+            loss in every step; None: no penalty. Set it together with a change of the model or the masks. It may look
+            at every weight, so the model stays whole.
+        each_step: called before every step of the optimiser; what it raises ends the training.
         frozen: how many leading modules learn no more, each time that some were frozen; see ``freeze``.
         features: what those modules give for every training sample; None: all learns, on the data.
         beginning: what its weights and their training follow from. Members of one beginning, with as many epochs and
             nothing changed since, are trained once for all of them; None: nobody begins like this one.
+        full: parameter name -> shape before anything was pruned, from which that of its slot in a stack follows.
     """
 
     model: nn.Module
@@ -110,6 +112,7 @@ class Member:
     best: dict[str, Tensor] | None = None
     failure: str | None = None
     penalty: Callable[[nn.Module], Mapping[str, Tensor]] | None = None
+    each_step: Callable[[], None] | None = None
     frozen: tuple[int, ...] = ()
     features: Tensor | None = None
     beginning: Hashable = None
@@ -117,6 +120,7 @@ class Member:
 
     def __post_init__(self) -> None:
         self.masks.apply_(self.model)
+        self.full = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
 
     @property
     def lr(self) -> float:
@@ -211,8 +215,14 @@ class Member:
     def part(self, data: Dataset) -> Narrow:
         """What of the model trains on the data: without the units that are masked whole, or the frozen modules."""
         if not self.frozen:
+            if self.penalty is not None:
+                return Narrow(self.model, self.masks, {})
             return narrow(self.model, self.masks, data.scale(data.train.x[:1]))
         return Narrow(prefix.tail(self.model, self.frozen[-1]), self.masks, {})
+
+    def few_threads(self) -> contextlib.AbstractContextManager[None]:
+        """As many threads for its pruning as for its training: see ``Stack``."""
+        return threads(1) if _room(self, self.model) is not None else contextlib.nullcontext()
 
     def detach(self) -> None:
         """Own the storage of the weights and moments, after the stack."""
@@ -329,27 +339,28 @@ def _alike(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def _groups(members: Sequence[Member], parts: Mapping[int, Narrow]) -> list[list[Member]]:
-    """Members that are worth one stack: same chain of layers, same batch size and optimiser, sizes within ``WASTE``."""
-    sizes = {key: sum(p.numel() for p in part.model.parameters()) for key, part in parts.items()}
-    groups: list[list[Member]] = []
-    for member in sorted(members, key=lambda m: -sizes[id(m)]):
-        size = sizes[id(member)]
-        home = next((g for g in groups if _fits(member, g[0]) and sizes[id(g[0])] <= WASTE * size), None)
-        if home is None or size > ALONE or not stackable(member.model):
-            groups.append([member])
-        else:
-            home.append(member)
-    return groups
+    """Members that share a stack: same chain of layers, slots of one shape, same batch size, optimiser and so on."""
+    groups: dict[Hashable, list[Member]] = {}
+    for member in members:
+        groups.setdefault(_company(member, parts[id(member)].model), []).append(member)
+    return list(groups.values())
 
 
-def _fits(a: Member, b: Member) -> bool:
+def _company(member: Member, part: nn.Module) -> Hashable:
+    """Equal for members that train in one stack."""
+    room = _room(member, part)
+    if room is None:
+        return id(member)
     shared = ("batch_size", "optimiser", "momentum", "weight_decay", "shuffle", "augment", "precision")
-    return (
-        not (a.frozen or b.frozen)
-        and all(getattr(a.train, name) == getattr(b.train, name) for name in shared)
-        and stackable(b.model)
-        and same_architecture(a.model, b.model)
-    )
+    layers = tuple((name, type(module)) for name, module in part.named_children())
+    return layers, tuple(room.items()), tuple(getattr(member.train, name) for name in shared)
+
+
+def _room(member: Member, part: nn.Module) -> dict[str, tuple[int, ...]] | None:
+    """Parameter name -> shape of the member's slot in a stack; None: it trains by itself, in its own shapes."""
+    if member.frozen or not stackable(part) or sum(p.numel() for p in part.parameters()) > ALONE:
+        return None
+    return {name: tuple(map(slot, parameter.shape, member.full[name])) for name, parameter in part.named_parameters()}
 
 
 class _Lockstep:
@@ -358,10 +369,10 @@ class _Lockstep:
     def __init__(self, members: Sequence[Member], parts: Sequence[Narrow]) -> None:
         self.members, self.parts = list(members), list(parts)
         self.settings = members[0].train
-        self.stack = Stack([part.model for part in parts], getattr(torch, self.settings.precision))
-        self.whole = Stack([members[0].model]) if members[0].frozen else self.stack
+        models, room = [part.model for part in parts], _room(members[0], parts[0].model)
+        self.stack = Stack(models, getattr(torch, self.settings.precision), room)
         self.names = list(self.stack.parameters)
-        self.leaves = [self.stack.parameters[name].detach() for name in self.names]
+        self.leaves = list(self.stack.parameters.values())
         self.masks = self._stack_masks()
         kinds = _moments(self.settings)
         self.plain = self.settings.optimiser == "sgd" and not kinds and not self.settings.weight_decay
@@ -369,8 +380,7 @@ class _Lockstep:
         self.fused = self.plain and not self.masks and not self.penalised
         self.drops = any(isinstance(module, DROPOUTS) for module in self.stack.models[0].modules())
         self.moments = {kind: self._stack_moment(kind) for kind in kinds}
-        zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(self.names, self.leaves, strict=True)}
-        self.gradients = None if self.fused else zeros
+        self.gradients = None if self.fused else {name: self.stack.zeros(name) for name in self.names}
         self.right = torch.zeros(len(members), dtype=torch.long, device=self.leaves[0].device)
         self._learners: dict[tuple[float, ...], Callable[[Tensor, Tensor], Tensor]] = {}
 
@@ -378,51 +388,83 @@ class _Lockstep:
         """Float masks of the parameters that have one, and of all where padding would not stay zero by itself."""
         found = {}
         models = self.stack.models
-        ragged = any(len({model.get_parameter(name).shape for model in models}) > 1 for name in self.names)
-        padded = ragged and any(isinstance(module, nn.Sigmoid) for module in models[0].modules())
-        for name in self.names:
+        sigmoid = any(isinstance(module, nn.Sigmoid) for module in models[0].modules())
+        for name, leaf in zip(self.names, self.leaves, strict=True):
             own = [part.masks.get(name) for part in self.parts]
-            if any(mask is not None for mask in own) or padded:
-                shapes = [model.get_parameter(name) for model in models]
-                full = [torch.ones_like(p) if k is None else k.to(p) for k, p in zip(own, shapes, strict=True)]
-                if padded or not all(bool(mask.all()) for mask in full):
-                    found[name] = full[0] if len(full) == 1 else pile(full)
+            parameters = [model.get_parameter(name) for model in models]
+            padded = sigmoid and self.stack.chain and any(p.shape != leaf.shape[1:] for p in parameters)
+            if padded or not all(mask is None or bool(mask.all()) for mask in own):
+                found[name] = self.stack.zeros(name)
+                for run, (mask, parameter) in enumerate(zip(own, parameters, strict=True)):
+                    corner(found[name][run], parameter.shape).copy_(
+                        torch.ones_like(parameter) if mask is None else mask
+                    )
         return found
 
     def _stack_moment(self, kind: str) -> list[Tensor]:
         """The optimiser state of all members; of those that are not narrowed it becomes views."""
         stacked = []
-        for name, leaf in zip(self.names, self.leaves, strict=True):
-            own = [m.moments.get(kind, {}).get(name) for m in self.members]
-            parameters = [model.get_parameter(name) for model in self.stack.models]
-            filled = [
-                torch.zeros_like(p) if t is None else part.cut(name, t)
-                for t, p, part in zip(own, parameters, self.parts, strict=True)
-            ]
-            whole = filled[0].contiguous() if len(filled) == 1 else pile(filled)
-            for run, (member, parameter, part) in enumerate(zip(self.members, parameters, self.parts, strict=True)):
-                mine = whole if len(self.members) == 1 else corner(whole[run], parameter.shape)
-                if part.index:
-                    full = member.model.get_parameter(name)
-                    member.moments.setdefault(kind, {}).setdefault(name, torch.zeros_like(full))
-                else:
-                    member.moments.setdefault(kind, {})[name] = mine
-            stacked.append(whole.view_as(leaf))
+        for name in self.names:
+            whole = self.stack.zeros(name)
+            for run, (member, part) in enumerate(zip(self.members, self.parts, strict=True)):
+                mine = corner(whole[run], part.model.get_parameter(name).shape)
+                before = member.moments.setdefault(kind, {}).get(name)
+                if before is not None:
+                    mine.copy_(part.cut(name, before))
+                if not part.index:
+                    member.moments[kind][name] = mine
+                elif before is None:
+                    member.moments[kind][name] = torch.zeros_like(member.model.get_parameter(name))
+            stacked.append(whole)
         return stacked
 
-    def _write_back(self) -> None:
-        """What was trained in a narrowed model, to its place in the whole one."""
+    def _write_back(self, steps: int) -> None:
+        """What was trained in a narrowed model, to its place in the whole one, where the rest made its steps, too."""
         for run, (member, part) in enumerate(zip(self.members, self.parts, strict=True)):
             if not part.index:
                 continue
+            if not self.plain:
+                self._decay(member, part, steps)
             for i, name in enumerate(self.names):
                 small = part.model.get_parameter(name).detach()
                 part.write_back(name, small, member.model.get_parameter(name).detach())
                 for kind, stacked in self.moments.items():
-                    mine = stacked[i] if len(self.members) == 1 else corner(stacked[i][run], small.shape)
-                    part.write_back(name, mine, member.moments[kind][name])
+                    part.write_back(name, corner(stacked[i][run], small.shape), member.moments[kind][name])
             for name, small in part.model.named_buffers():  # what BatchNorm counted
                 part.write_back(name, small, member.model.get_buffer(name))
+
+    @torch.no_grad()
+    def _decay(self, member: Member, part: Narrow, steps: int) -> None:
+        """The optimiser's steps for what narrowing left out: no gradient, but weight decay and the moments there were.
+
+        These are the weights that read a unit without output, in the next layer. Moments follow recursions of their
+        own, and the fused rules round in their way, so the steps are made: one small call for each.
+        """
+        zeros = torch.zeros_like
+        gone = {name: torch.ones_like(member.model.get_parameter(name), dtype=torch.bool) for name in self.names}
+        for name, rest in gone.items():
+            part.write_back(name, zeros(part.model.get_parameter(name), dtype=torch.bool), rest)
+        whole = {kind: [member.moments[kind][name] for name in self.names] for kind in self.moments}
+        whole["weight"] = [member.model.get_parameter(name).detach() for name in self.names]
+        # Filled up, since the last few elements of a tensor are computed in another way.
+        rest = {
+            kind: [F.pad(own[i], (0, -int(i.sum()) % 16)) for own, i in zip(tensors, gone.values(), strict=True)]
+            for kind, tensors in whole.items()
+        }
+        weights = rest.pop("weight")
+        if not any(
+            bool(own.any()) for own in itertools.chain(weights if self.settings.weight_decay else (), *rest.values())
+        ):
+            return
+        count, still = (
+            [torch.full((), float(member.steps), device=own.device) for own in weights],
+            [*map(zeros, weights)],
+        )
+        for _ in range(steps):
+            _optimise(self.settings, weights, still, rest, count, member.lr)
+        for kind, tensors in {"weight": weights, **rest}.items():
+            for own, i, new in zip(whole[kind], gone.values(), tensors, strict=True):
+                own[i] = new[: int(i.sum())]
 
     def epoch(self, data: Dataset) -> dict[int, Epoch]:
         settings, runs, features = self.settings, len(self.members), self.members[0].features
@@ -442,10 +484,9 @@ class _Lockstep:
                 losses[batch] = learn(*self._batch(data, split, rows if order is None else order[:, rows]))
         history = losses.cpu()
         seconds = (time.perf_counter() - begin) / runs
-        self._write_back()
-        weights = torch.full((len(history),), size, dtype=torch.float64)
-        weights[-1] = samples - size * (len(history) - 1)
-        mean = (weights @ history.double() / samples).tolist()
+        self._write_back(len(history))
+        weights = [size] * (len(history) - 1) + [samples - size * (len(history) - 1)]
+        mean = [math.fsum(map(operator.mul, weights, own)) / samples for own in history.t().tolist()]
         done = {}
         for run, member in enumerate(self.members):
             member.epoch += 1
@@ -463,7 +504,7 @@ class _Lockstep:
     def _learner(self, shared: bool) -> Callable[[Tensor, Tensor], Tensor]:
         """One step of all members, from a batch to their losses; right answers are added up in ``right``.
 
-        It is kept from epoch to epoch while the learning rates stay, since on a GPU it is a recording.
+        It is kept from epoch to epoch while the learning rates stay.
         """
         now = tuple(member.lr for member in self.members)
         if now not in self._learners:
@@ -471,16 +512,18 @@ class _Lockstep:
             stack, gradients, right, where = self.stack, self.gradients, self.right, self.leaves[0].device
             rates = torch.tensor(now, device=where)
             step = None if self.fused else self._stepper()
+            hooks = [member.each_step for member in self.members if member.each_step is not None]
 
             def one(x: Tensor, y: Tensor) -> Tensor:
+                for hook in hooks:
+                    hook()
                 loss, hits = stack.learn(x, y, gradients, rates, shared)
                 if step is not None:
                     step()
                 right.add_(hits)
                 return loss
 
-            live = self.penalised or self.drops  # a penalty may be any Python, and what is dropped is drawn anew
-            self._learners = {now: one if live else repeated(one, where)}
+            self._learners = {now: one}
         return self._learners[now]
 
     def _order(self, samples: int) -> Tensor | None:
@@ -506,31 +549,29 @@ class _Lockstep:
     def _stepper(self) -> Callable[[], None]:
         """One optimiser step for all members; cut into runs only where their step counts or learning rates differ."""
         members, stack, s, gradients, narrowed = self.members, self.stack, self.settings, self.gradients, self.parts
-        names, penalised = self.names, self.penalised
-        masked = [name for name in names if name in self.masks]
-        keep = [self.masks[name] for name in masked]
+        penalised, flat = self.penalised, stack.flat
+        masked = [flat(gradients[name]) for name in self.masks]
+        keep = [flat(mask) for mask in self.masks.values()]
         uniform = len({(member.steps, member.lr) for member in members}) == 1
 
-        def parts(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-            return (
-                [list(tensors)] if uniform else [list(t) for t in zip(*(stack.runs(t) for t in tensors), strict=True)]
-            )
+        def parts(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+            rows = [flat(tensor) for tensor in tensors]
+            return [rows] if uniform else [[own[run] for own in rows] for run in range(len(members))]
 
         weights = parts(self.leaves)
         moments = {kind: parts(tensors) for kind, tensors in self.moments.items()}
         rates = [member.lr for member in (members[:1] if uniform else members)]
         where = self.leaves[0].device  # where the optimisers want the counts, too
-        counts = [[torch.full((), float(member.steps), device=where) for _ in names] for member in members]
-        found = parts(list(gradients.values()))  # written into, never replaced
+        counts = [[torch.full((), float(member.steps), device=where) for _ in self.names] for member in members]
+        found = parts(gradients.values())  # written into, never replaced
 
         @torch.no_grad()
         def step() -> None:
             for run in penalised:
                 for name, change in members[run].penalty(narrowed[run].model).items():
-                    whole = gradients[name]
-                    (whole if len(members) == 1 else corner(whole[run], change.shape)).add_(change)
+                    corner(gradients[name][run], change.shape).add_(change)
             if keep:
-                torch._foreach_mul_([gradients[name] for name in masked], keep)
+                torch._foreach_mul_(masked, keep)
             for i, (own, rate) in enumerate(zip(weights, rates, strict=True)):
                 _optimise(s, own, found[i], {k: m[i] for k, m in moments.items()}, counts[i], rate)
 
@@ -538,33 +579,35 @@ class _Lockstep:
 
     @torch.no_grad()
     def evaluate(self, data: Dataset, split: Split) -> dict[int, Evaluation]:
-        runs = len(self.members)
         losses, predicted = [], []
         for model in [*self.stack.models, *(member.model for member in self.members)]:
             model.eval()
         for start in range(0, len(split.y), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
             y = data.target(split.y[rows])
-            logits = self.whole(data.scale(split.x[rows]), shared=True)
+            logits = self._answers(data.scale(split.x[rows]))
             if not data.labelled:
                 losses.append((logits - y).square().mean(-1))
                 continue
-            flat = F.cross_entropy(logits.flatten(0, 1), y.repeat(runs), reduction="none")
-            losses.append(flat.view(runs, -1))
+            flat = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(logits)), reduction="none")
+            losses.append(flat.view(len(logits), -1))
             predicted.append(logits.argmax(-1))
-        loss = torch.cat(losses, 1).double()
-        batches = torch.stack([part.mean(1) for part in loss.split(self.settings.batch_size, 1)]).mean(0)
-        answers = [(math.nan, math.nan)] * runs
-        if data.labelled:
-            prediction = torch.cat(predicted, 1)
-            right = (prediction == split.y).double().mean(1)
-            answers = [
-                (right[run].item(), f1_macro(prediction[run], split.y, len(data.classes))) for run in range(runs)
-            ]
-        return {
-            id(member): Evaluation(loss[run].mean().item(), batches[run].item(), *answers[run])
-            for run, member in enumerate(self.members)
-        }
+        with threads(1):  # how sums are rounded must not depend on the number
+            found = []
+            for run, loss in enumerate(torch.cat(losses, 1).double().unbind(0)):
+                batches = torch.stack([part.mean() for part in loss.split(self.settings.batch_size)]).mean()
+                answers = math.nan, math.nan
+                if data.labelled:
+                    prediction = torch.cat([piece[run] for piece in predicted])
+                    right = (prediction == split.y).double().mean().item()
+                    answers = right, f1_macro(prediction, split.y, len(data.classes))
+                found.append(Evaluation(loss.mean().item(), batches.item(), *answers))
+        return {id(member): one for member, one in zip(self.members, found, strict=True)}
+
+    def _answers(self, x: Tensor) -> Tensor:
+        """What every member's whole model gives, [R, B, C]."""
+        first = self.members[0]
+        return first.model(x)[None] if first.frozen else self.stack(x, shared=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from prunelab.structure.export import ExportError, load, save, to_onnx
 from prunelab.structure.report import report
 from prunelab.structure.shrink import TOLERANCE, ShrinkError, batchnorms, carry, norms, remove_dead, shrink
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 
 
@@ -173,7 +172,7 @@ def test_what_does_nothing_may_stand_between_and_two_norms_in_a_row_both_go():
     assert small[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert batchnorms(model) == {"2", "4", "8"}
     brief = shrink(model.bfloat16(), None, x.bfloat16(), fold_batchnorm=True)
-    assert {tensor.dtype for tensor in brief.state_dict().values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in brief.parameters()} == {torch.bfloat16}
 
 
 def test_an_activation_works_in_place_where_it_alone_reads_a_folded_norm():

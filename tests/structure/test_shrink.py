@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from prunelab.structure import NotRemoved, ShrinkError, StructureError
 from prunelab.masks import MaskError, Masks
 from prunelab.models import mlp
 from prunelab.pruners import prune
+from prunelab.structure import NotRemoved, ShrinkError, StructureError
 from prunelab.structure.shrink import TOLERANCE, carry, dead_units, remove_dead, shrink
 
 IMAGES = (3, 2, 8, 8)

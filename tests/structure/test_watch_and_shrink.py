@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunelab.masks import Masks
-from prunelab.structure import NotRemoved, channel_groups, remove_dead, shrink
+from prunelab.structure import shrink
 
 
 class Net(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from prunelab import pruners
-from prunelab.masks import MaskError, Masks, layer_of
+from prunelab.masks import MaskError, Masks
 from prunelab.pruners import Ranking
-from prunelab.pruners.select import norms_behind, scored_names
+from prunelab.pruners.select import scored_names
 from prunelab.settings import SettingsError
 
 NEEDED = {"scope", "allow_empty"}  # options of a method that have to be there, so that a rate can be moved
@@ -30,33 +30,40 @@ def offered(model: nn.Module, dense: Masks, data: bool = True) -> dict[str, list
     if not {"neuron", "filter"} <= set(kinds):
         kinds = [kind for kind in kinds if kind != "unit"]  # it would be the same as the one that there is
     found = {}
-    for name, (pruner, preset) in pruners.METHODS.items():
+    for name, (pruner, preset, default, _) in pruners.METHODS.items():
         fields = {each.name for each in dataclasses.fields(pruner)}  # type: ignore[arg-type]
-        plain = any(other is pruner and not set_ for other, set_ in pruners.METHODS.values())
+        plain = any(other is pruner and not set_ for other, set_, *_ in pruners.METHODS.values())
         rest = {key: value for key, value in preset.items() if key != "granularity"}
         if not fields >= NEEDED or (preset and plain and pruner(**rest) == pruner()):
             continue
-        method = pruner(**preset)
-        reads = getattr(method, "needs_data", name in ("dropnet", "apoz"))
-        if not isinstance(method, Ranking) or getattr(method, "needs_start", False) or getattr(method, "one", False):
+        method = pruner(**preset, **default)
+        moves = isinstance(method, Ranking) and method.reads_amount and method.measured == 1
+        if not moves or method.compares_with_start:
             continue
         free = "granularity" in fields - set(preset)
-        own = [k for k in (kinds if free else [method.granularity]) if _has(pruner, preset, k if free else None)]
-        own = [kind for kind in own if _competes(model, dense, kind)]
-        if getattr(method, "score", "") == "batchnorm":
-            own = own if norms_behind(model, [layer_of(weight) for weight in dense]) else []
-        if own and (data or not reads):
+        own = [kind for kind in (kinds if free else []) if _has(pruner, preset, kind)] or [method.granularity]
+        made = {kind: pruner(**preset, **({"granularity": kind} if free else {})) for kind in own}
+        own = [kind for kind in own if _acts(model, dense, made[kind])]
+        if own and (data or method.reads == "nothing"):
             found[name] = own
     return dict(sorted(found.items()))
 
 
-def _has(pruner: Any, preset: Mapping[str, Any], granularity: str | None) -> bool:
-    """Whether a method can be built for a granularity; None: for that which it has."""
+def _has(pruner: Any, preset: Mapping[str, Any], granularity: str) -> bool:
+    """Whether a method can be built for a granularity."""
     try:
-        pruner(**preset, **({} if granularity is None else {"granularity": granularity}))
+        pruner(**preset, granularity=granularity)
     except SettingsError:
         return False
     return True
+
+
+def _acts(model: nn.Module, dense: Masks, method: Ranking) -> bool:
+    try:
+        method.check(model, dense)
+    except MaskError:
+        return False
+    return _competes(model, dense, method.granularity)
 
 
 def _competes(model: nn.Module, dense: Masks, granularity: str) -> bool:

@@ -1,4 +1,4 @@
-"""A trained network under one's hand: its masks, its accuracy and its cost at any pruning rate, with nothing shown.
+"""A trained network, its masks, how good it is and what it costs at any pruning rate, with nothing shown.
 
 What can be known before a rate is asked for is computed once: scores, bins of the weights, multiply-accumulates. A rate
 then costs a selection, the masks, and one evaluation.
@@ -6,7 +6,6 @@ then costs a selection, the masks, and one evaluation.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,22 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from prunelab import pruners
-from prunelab.data import Dataset
 from prunelab.errors import PrunelabError
 from prunelab.lab.live.offer import offered
-from prunelab.lab.live.sample import Sample
+from prunelab.lab.live.sample import Evaluate, Part, Sample, function_values, training_batches
 from prunelab.masks import Masks, layer_of
-from prunelab.pruners import Ranking
+from prunelab.pruners import Context, Ranking
+from prunelab.pruners.measures import Measure
 from prunelab.pruners.select import units_of
 from prunelab.settings import Prune
-from prunelab.structure.shrink import remove_dead
 from prunelab.structure import cost
-from prunelab.training.memory import keep_freed_memory
+from prunelab.structure.forward import copied, copies, looking, rows, unwrapped
+from prunelab.structure.shrink import remove_dead
 
 TRAINING = 1000  # samples that scores look at, where no batches are given
 BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
 PIECE = 1 << 16  # weights that are compared at a time
 INFINITE = np.float32(np.inf).view(np.uint32)  # more than the bits of any number
+SCORES = 4  # of so many methods the scores are kept, so that two of them can be held beside each other
 LARGE = 2 * 10**10  # multiply-accumulates of a sample for which a smaller network pays
 WORTHWHILE = 0.8  # ... where no more of them than this are left
 EVERYTHING = ""  # stands for all layers together
@@ -107,48 +107,100 @@ class Subject:
     """A model and a sample to measure it on.
 
     Args:
-        model: Any module whose output are logits [N, classes]. A copy of it is used.
-        data: A data set, of whose test part a sample is drawn; or inputs and labels.
-        evaluate: Size of the sample, at most.
+        model: Any module. A copy of it is used.
+        data: Whatever holds samples; see ``Sample``.
+        evaluate: Size of the sample, at most; or a function that measures a model.
         batches: Inputs and targets for scores; None: 1,000 of the training part, if there is one.
+        part: Of a data set.
+        measure: In place of the usual one.
+        higher: Whether more is better, of what a function gives.
 
     Attributes:
         base: the network that is pruned now.
         dense: masks that keep everything.
         sample: what is measured on, in words.
         samples: how many there are.
+        measure: what is measured: its name, and whether more is better.
         offered: score -> granularities that it has for this model.
+        beside: what a function of one's own gave beside the first number, last.
     """
 
     def __init__(
-        self, model: nn.Module, data: Dataset | tuple[Tensor, Tensor], evaluate: int, batches: Iterable[Any] | None
+        self,
+        model: nn.Module,
+        data: Any,
+        evaluate: int | Evaluate,
+        batches: Iterable[Any] | None,
+        part: Part = "validation",
+        measure: Measure | None = None,
+        higher: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-        keep_freed_memory()  # every evaluation asks for the same maps again
         # Convolutions are twice as fast with images in this order of memory; weights in theirs are masked faster.
-        self._model = _copied(model)
-        self.device = next(self._model.parameters()).device
+        self._model = copied(unwrapped(model)).eval()
+        self.device = next((each.device for each in self._model.parameters()), torch.device("cpu"))
         self.dense = Masks.ones(self._model)
-        self._batches = batches if batches is not None else _training(data, self.device)
-        self._sample = Sample(data, evaluate, self.device)
-        self.sample, self.samples = self._sample.what, len(self._sample)
+        self._batches = copies(batches) if batches is not None else training_batches(data, self.device, TRAINING)
+        self._evaluate = evaluate if callable(evaluate) else None
+        self.beside: dict[str, float] = {}
+        self._sample = None if data is None else Sample(data, 2000 if self._evaluate else evaluate, self.device, part)
+        if self._evaluate is not None:
+            first, *_ = function_values(self._evaluate, self.network())
+            self.measure, self.sample, self.samples = Measure(first, _nothing, _nothing, higher), "", 1
+        elif self._sample is not None:
+            self._sample.suit(self._model, measure)
+            self.measure, self.sample, self.samples = self._sample.measure, self._sample.what, len(self._sample)
+        else:
+            raise PrunelabError("data is None: give samples to measure on, or evaluate=, a function of a model")
         self._chain = _chain(self._model)
         self.offered = offered(self._model, self.dense, self._batches is not None)
-        shape = self._sample.shape
-        try:
-            self._macs = cost.macs(self._model, shape), cost.layer_macs(self._model, shape)
-            self._sample.suit(self._macs[0])
-        except PrunelabError:  # a model whose work depends on what is in its input has no one number
-            self._macs = None
+        self._work = None
+        if self._sample is not None:
+            try:
+                self._work = cost.work(self._model, rows(self._sample.x, slice(0, 1)))
+                self._sample.take_fewer(self._work.macs)
+            except PrunelabError:  # a model whose work depends on what is in its input has no one number
+                pass
         # Copies: loading other weights writes into the ones that are there.
-        own = {name: value.clone() for name, value in self._model.state_dict().items()}
+        own = {name: value.clone() for name, value in self._model.state_dict().items() if isinstance(value, Tensor)}
         self.base = Base(0, 0, own, self.dense)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The right label of each sample; None where the task is no classification."""
+        sample = self._sample
+        return sample.y if sample is not None and sample.labelled and self._evaluate is None else None
+
+    @property
+    def inputs(self) -> Any:
+        """The samples as the model takes them; None where there are none."""
+        return None if self._sample is None else self._sample.x
+
+    def answered(self) -> np.ndarray | None:
+        """The label that the last measured network gave to each sample; None where the task is no classification."""
+        if self.labels is None or self._sample is None or not self._sample.given:
+            return None
+        return torch.cat(self._sample.given).to(torch.int32).cpu().numpy()
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        names = None if self._sample is None else self._sample.classes
+        return names[label] if names is not None and label < len(names) else str(label)
 
     @property
     def module(self) -> nn.Module:
         """The network itself, for those who only look."""
         return self._model
+
+    @property
+    def batches(self) -> Any:
+        """Those that scores look at; None where there are none."""
+        return self._batches
+
+    def reads_data(self, position: Position) -> bool:
+        """Whether the score looks at batches."""
+        return position.method in self.offered and position.method not in offered(self._model, self.dense, False)
 
     @property
     def bytes_each(self) -> int:
@@ -157,7 +209,7 @@ class Subject:
 
     def network(self, masks: Masks | None = None) -> nn.Module:
         """A copy of the network as it is now, its pruned weights zero where there are masks."""
-        found = _copied(self._model)
+        found = copied(self._model).eval()
         if masks is not None:
             masks.apply_(found)
         return found
@@ -165,7 +217,7 @@ class Subject:
     def go_on_from(self, base: Base) -> None:
         """Prune another network from now on: one that was fine-tuned, or, to undo that, one from before."""
         if base is not self.base:
-            self._model.load_state_dict(base.weights)
+            self._model.load_state_dict(base.weights, strict=False)
             self.base = base
 
     def masks(self, position: Position) -> Masks:
@@ -175,19 +227,26 @@ class Subject:
         already, nothing goes. With the scope ``layer``, and for layers with a rate of their own, it holds in each.
         """
         pruner = _build(position)
-        generator = torch.Generator().manual_seed(position.seed)
+        now = Context(
+            self._model,
+            self.base.masks,
+            torch.Generator().manual_seed(position.seed),
+            lambda: copies(self._batches or ()),
+        )
         key = position.method, position.granularity, position.seed
         if key not in self.base.scores:
-            found = pruner.scores(self._model, self._batches, self.base.masks, generator)
-            self.base.scores.clear()
-            self.base.scores[key] = found, generator.get_state()
+            with looking(self._model):
+                found = pruner.scores(now)
+            if len(self.base.scores) >= SCORES:
+                del self.base.scores[next(iter(self.base.scores))]
+            self.base.scores[key] = found, now.generator.get_state()
         scores, state = self.base.scores[key]
-        generator.set_state(state)
+        now.generator.set_state(state)
         masks = self.base.masks
         for names, rate in _groups(scores, position, whole=masks is self.dense):
             own = {name: scores[name] for name in names}
             amount = rate if masks is self.dense else self._of_the_rest(own, rate)
-            masks = pruner.select(self._model, own, masks, amount, generator)
+            masks = pruner.select(now.having(masks), own, amount)
         return masks
 
     def competing(self, position: Position) -> set[str]:
@@ -207,8 +266,16 @@ class Subject:
         total = sum(score.numel() for score in scores.values())
         return max(0.0, 1 - (1 - rate) * total / left) if left else 0.0
 
-    def answers(self, masks: Masks) -> Iterator[tuple[int, int]]:
-        """Right answers and samples seen so far, with the weights masked, part by part; see ``Sample.answers``."""
+    def answers(self, masks: Masks) -> Iterator[tuple[float, int]]:
+        """The measure and the samples seen so far, with the weights masked, part by part; see ``Sample.answers``."""
+        if self._evaluate is not None:
+            values = function_values(self._evaluate, self.network(masks))
+            if self.measure.name not in values:
+                raise PrunelabError(
+                    f"evaluate: it gave {', '.join(values)}, and {self.measure.name} before: name the same"
+                )
+            self.beside = {name: value for name, value in values.items() if name != self.measure.name}
+            return iter([(values[self.measure.name], 1)])
         small = self._smaller(masks)
         return self._sample.answers(self._model, masks) if small is None else self._sample.answers(small, {})
 
@@ -218,20 +285,30 @@ class Subject:
         Its outputs are those of the masked network, up to rounding.
         """
         structured = len(masks) > len(self.dense)  # their biases go with them
-        if self._macs is None or not structured or self._macs[0] * self.samples < LARGE:
+        if self._work is None or not structured or self._work.macs * self.samples < LARGE:
             return None
         left, total = self.work(masks)
         if left > WORTHWHILE * total:
             return None
         try:
-            return remove_dead(self._model, masks, self._sample.x[:1]).model
+            return self.small(masks)
         except PrunelabError:  # a network that cannot be traced, or a layer that has no unit left
             return None
 
-    def accuracy(self, masks: Masks) -> float:
-        """On the whole sample, from 0 to 1."""
-        *_, (right, seen) = self.answers(masks)
-        return right / seen
+    def small(self, masks: Masks) -> nn.Module:
+        """The network without what is gone.
+
+        Raises:
+            PrunelabError: it cannot be made smaller.
+        """
+        if self._sample is None:
+            raise PrunelabError("a smaller network is made by running it: give data too, samples of its inputs")
+        return remove_dead(self._model, masks, rows(self._sample.x, slice(0, 1))).model
+
+    def value(self, masks: Masks) -> float:
+        """The measure on the whole sample."""
+        *_, (value, _) = self.answers(masks)
+        return value
 
     def weights(self, masks: Masks) -> int:
         """How many are left; structured masks have entries of biases too."""
@@ -243,11 +320,7 @@ class Subject:
 
     def work(self, masks: Masks) -> tuple[int, int] | None:
         """Multiply-accumulates of one sample whose weight is kept, and all; None where they cannot be counted."""
-        if self._macs is None:
-            return None
-        total, layers = self._macs
-        gone = sum(n // masks[name].numel() * (masks[name].numel() - masks.counts[name]) for name, n in layers.items())
-        return total - gone, total
+        return None if self._work is None else (self._work.effective(masks, masks.counts), self._work.macs)
 
     def histogram(self, position: Position, masks: Masks, layer: str = EVERYTHING) -> Histogram:
         """The weights of one layer, or of all, before and after the pruning."""
@@ -316,7 +389,7 @@ def _chain(model: nn.Module) -> list[str] | None:
 
 
 def _build(position: Position) -> Ranking:
-    pruner, preset = pruners.METHODS[position.method]
+    pruner, preset, *_ = pruners.METHODS[position.method]
     options: dict[str, Any] = {"scope": position.scope, "allow_empty": True}
     if "granularity" in {each.name for each in dataclasses.fields(pruner)} - set(preset):  # type: ignore[arg-type]
         options["granularity"] = position.granularity
@@ -367,13 +440,6 @@ def _parted(weight: Tensor, mask: Tensor) -> tuple[float, float]:
     return tuple(np.array([largest, smallest], np.uint32).view(np.float32).tolist())
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval()
-
-
-def _training(data: Dataset | tuple[Tensor, Tensor], device: torch.device) -> list[tuple[Tensor, Tensor]] | None:
-    """Some of the training part, for scores that look at data; None where there is none."""
-    if not isinstance(data, Dataset):
-        return None
-    x, y = data.train.x[:TRAINING], data.train.y[:TRAINING]
-    return [(data.scale(x).to(device), y.to(device))]
+def _nothing(*_: Any) -> Any:
+    """Of a measure that a function of one's own takes."""
+    raise NotImplementedError

@@ -12,13 +12,16 @@ import math
 import struct
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from prunelab.runs.columns import short
 
-Point = tuple[float, float]  # pruning rate and accuracy, both from 0 to 1
+Point = tuple[float, float]  # pruning rate, from 0 to 1, and what was measured there
+Axis = Literal["rate", "compression"]
+LARGEST = 1000  # times: the end of the axis of compression
 
 WIDTH, HEIGHT = 440, 270  # of the curve, in pixels of the page
 LOW = 236  # height of the histogram: there is a control above it
@@ -34,6 +37,8 @@ STYLE = """<style>
 .prunelab-live .grid {stroke: var(--jp-border-color2, #8884)}
 .prunelab-live .dense {stroke: currentColor; stroke-dasharray: 6 4}
 .prunelab-live .curve {stroke: var(--series); stroke-width: 2; fill: none; stroke-linejoin: round}
+.prunelab-live .other {stroke: currentColor; stroke-opacity: .35; stroke-width: 1.5; fill: none}
+.prunelab-live .pinned {stroke: #009e73; stroke-width: 2; stroke-dasharray: 7 3; fill: none}
 .prunelab-live .past {stroke: currentColor; stroke-opacity: .45; stroke-width: 1.5; stroke-dasharray: 2 3; fill: none}
 .prunelab-live .visited {fill: var(--series)}
 .prunelab-live .here {stroke: var(--here); fill: none; stroke-width: 2.5}
@@ -54,6 +59,10 @@ STYLE = """<style>
 .prunelab-live tfoot :is(td, th) {border-top: 1px solid var(--faint)}
 .prunelab-live .bar {width: 110px; height: 11px; border: 1px solid var(--faint)}
 .prunelab-live .bar div {height: 100%; background: var(--series)}
+.prunelab-live .changed {display: flex; flex-wrap: wrap; gap: 8px 14px; font-size: 12px}
+.prunelab-live .changed figure {margin: 0; text-align: center}
+.prunelab-live .changed img {width: 72px; height: 72px; object-fit: contain; image-rendering: pixelated;
+  border: 1px solid var(--faint)}
 .prunelab-live .units {width: 256px; border: 1px solid var(--faint); image-rendering: pixelated; display: block}
 </style>"""
 
@@ -79,36 +88,127 @@ def facts(items: Iterable[tuple[str, str]]) -> str:
     return f'<div class="facts">{"".join(cells)}</div>'
 
 
+@dataclass(frozen=True)
+class Scale:
+    """The vertical axis of a curve.
+
+    Attributes:
+        name: what is measured.
+        low: at the lower end.
+        high: at the upper end.
+        share: whether it is one, to be shown in per cent.
+    """
+
+    name: str = "accuracy"
+    low: float = 0.0
+    high: float = 1.0
+    share: bool = True
+
+    @classmethod
+    def of(cls, name: str, share: bool, values: Iterable[float]) -> Scale:
+        """From 0 to 1 for a share, so that nothing jumps; else between round numbers around all values."""
+        if share:
+            return cls(name)
+        low, high = min(values := [*values]), max(values)
+        low = 0.0 if 0 <= low < high / 2 else low
+        step = 10 ** math.floor(math.log10(max(high - low, 1e-12)))
+        step = next(step * part for part in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * part) <= 5)
+        low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+        return cls(name, low, max(high, low + step), share)
+
+    def text(self, value: float) -> str:
+        """``85.0 %`` or ``0.123``."""
+        return per_cent(value, 1) if self.share else f"{value:.3g}"
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Values at even distances, and how they are written."""
+        values = [self.low + part * (self.high - self.low) / 5 for part in range(6)]
+        return [(value, f"{value * 100:.0f}" if self.share else f"{value:.3g}") for value in values]
+
+    def y(self, value: float) -> float:
+        """Its place, in pixels."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(TOP + (1 - min(max(share, 0), 1)) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+@dataclass(frozen=True)
+class Other:
+    """A curve beside the one that is shown.
+
+    Attributes:
+        label: its name.
+        points: what was visited of it.
+        kind: ``"pinned"``; ``"other"``, of another setting; ``"past"``, before a fine-tuning.
+    """
+
+    label: str
+    points: Collection[Point]
+    kind: Literal["pinned", "other", "past"]
+
+
 def curve(
-    points: Collection[Point], at: Point, dense: float, words: str, past: Sequence[Collection[Point]] = ()
+    points: Collection[Point],
+    at: Point,
+    dense: float,
+    words: str,
+    others: Sequence[Other] = (),
+    scale: Scale = Scale(),
+    axis: Axis = "rate",
 ) -> str:
-    """Accuracy against pruning rate as SVG; the axes go from 0 to 100 % always, so that nothing jumps.
+    """What was measured against pruning rate as SVG; the axes of rates and shares stay, so that nothing jumps.
 
     Args:
         points: What was visited, in any order.
         at: What is shown now, one of them.
-        dense: Accuracy of the whole network.
+        dense: The measure of the whole network.
         words: What the curve shows, for those who cannot see it.
-        past: The same of earlier networks, before a fine-tuning.
+        others: Other curves.
+        scale: The vertical axis.
+        axis: ``"rate"``, or ``"compression"``: 1 / (1 - rate), on a logarithmic axis.
     """
+    rates = [(tick, f"{tick * 100:.0f}") for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    if axis == "compression":
+        rates = [(1 - 1 / times, str(times)) for times in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)]
+    label = "pruning rate (%)" if axis == "rate" else "compression (times fewer weights or units that may go, log axis)"
+    y, x0, x1, foot = scale.y, _x(0), _x(1), HEIGHT - BOTTOM
     grid = "".join(
-        f'<line class="grid" x1="{_x(0)}" x2="{_x(1)}" y1="{_y(tick)}" y2="{_y(tick)}"/>'
-        f'<text x="{LEFT - 8}" y="{_y(tick) + 4}" text-anchor="end">{tick * 100:.0f}</text>'
-        f'<text x="{_x(tick)}" y="{_y(0) + 17}" text-anchor="middle">{tick * 100:.0f}</text>'
-        for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)
+        f'<line class="grid" x1="{x0}" x2="{x1}" y1="{y(value)}" y2="{y(value)}"/>'
+        f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{text}</text>'
+        for value, text in scale.ticks
+    ) + "".join(
+        f'<text x="{_along(rate, axis)}" y="{foot + 17}" text-anchor="middle">{text}</text>' for rate, text in rates
     )
-    before = "".join(f'<polyline class="past" points="{_line(old)}"/>' for old in past)
-    dots = "".join(f'<circle class="visited" cx="{_x(r)}" cy="{_y(a)}" r="3"/>' for r, a in points)
-    x, y = _x(at[0]), _y(at[1])
+
+    def line(points: Collection[Point]) -> str:
+        return " ".join(f"{_along(rate, axis)},{y(value)}" for rate, value in sorted(points))
+
+    beside = ""
+    for other in others:
+        beside += f'<polyline class="{other.kind}" points="{line(other.points)}"/>'
+        if other.kind != "past" and other.points:
+            rate, value = sorted(other.points)[len(other.points) // 2]
+            x, end = _along(rate, axis), ' text-anchor="end"' * (_along(rate, axis) > (x0 + x1) / 2)
+            beside += f'<text x="{x}" y="{max(y(value) - 7, TOP + 6)}"{end}>{html.escape(other.label)}</text>'
+    dots = "".join(f'<circle class="visited" cx="{_along(r, axis)}" cy="{y(v)}" r="3"/>' for r, v in points)
+    here = _along(at[0], axis)
+    unit = " (%)" if scale.share else ""
     return (
-        f'{_svg(HEIGHT, words)}{grid}<text x="0" y="14">accuracy (%)</text>'
-        f'<text x="{(_x(0) + _x(1)) / 2}" y="{HEIGHT - 4}" text-anchor="middle">pruning rate (%)</text>'
-        f'<line class="dense" x1="{_x(0)}" x2="{_x(1)}" y1="{_y(dense)}" y2="{_y(dense)}"/>'
-        f'<text x="{_x(1)}" y="{_y(dense) - 6}" text-anchor="end">dense {per_cent(dense, 1)}</text>'
-        f'{before}<polyline class="curve" points="{_line(points)}"/>{dots}'
-        f'<line class="here" x1="{x}" x2="{x}" y1="{_y(0)}" y2="{_y(0) - 7}"/>'
-        f'<circle class="here" cx="{x}" cy="{y}" r="6"/></svg>'
+        f'{_svg(HEIGHT, words)}{grid}<text x="0" y="14">{html.escape(scale.name)}{unit}</text>'
+        f'<text x="{(x0 + x1) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{label}</text>'
+        f'<line class="dense" x1="{x0}" x2="{x1}" y1="{y(dense)}" y2="{y(dense)}"/>'
+        f'<text x="{x1}" y="{y(dense) - 6}" text-anchor="end">dense {scale.text(dense)}</text>'
+        f'{beside}<polyline class="curve" points="{line(points)}"/>{dots}'
+        f'<line class="here" x1="{here}" x2="{here}" y1="{foot}" y2="{foot - 7}"/>'
+        f'<circle class="here" cx="{here}" cy="{y(at[1])}" r="6"/></svg>'
     )
+
+
+def _along(rate: float, axis: Axis) -> float:
+    if axis == "rate":
+        return _x(rate)
+    times = 1 / (1 - rate) if rate < 1 - 1 / LARGEST else LARGEST
+    return _x(math.log(times) / math.log(LARGEST))
 
 
 def histogram(edge: float, there: Sequence[int], kept: Sequence[int], threshold: float | None, cut: str) -> str:
@@ -172,6 +272,72 @@ def layers(rows: Sequence[Mapping[str, Any]], units: Mapping[str, np.ndarray] | 
     )
 
 
+def classes(rows: Sequence[tuple[str, int, float, float]]) -> str:
+    """Accuracy of each class before and after, the class that loses most first.
+
+    Args:
+        rows: name of a class, its samples, dense accuracy, accuracy now.
+    """
+    body = ""
+    for name, count, dense, now in sorted(rows, key=lambda row: row[3] - row[2]):
+        bar = f'<div class="bar"><div style="width:{now:.2%}"></div></div>'
+        cells = (f"{count:,}", per_cent(dense, 1), per_cent(now, 1), f"{100 * (now - dense):+.1f} points")
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        body += f'<tr><th>{html.escape(name)}</th><td aria-hidden="true">{bar}</td>{numbers}</tr>'
+    heads = "<th>class</th><th></th><th>samples</th><th>dense</th><th>now</th><th>change</th>"
+    return (
+        "<table><caption>accuracy by class, the one that loses most first</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
+    """Right classes against answers as a table, the darker the larger the share of the class.
+
+    Args:
+        counts: samples, int [classes, classes], one row for each right class.
+        names: of the classes.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(
+            f'<td style="background:rgb({BLUE[0]} {BLUE[1]} {BLUE[2]} / {share:.2f})">{count or ""}</td>'
+            for count, share in zip(row, own, strict=True)
+        )
+        + "</tr>"
+        for name, row, own in zip(names, counts.tolist(), shares.tolist(), strict=True)
+    )
+    return (
+        "<table><caption>confusion: the right class (rows) and the answer (columns), in samples</caption>"
+        f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def changed(samples: Sequence[tuple[np.ndarray | None, str]], total: int, seen: int) -> str:
+    """Samples whose answer changed, as images where they are.
+
+    Args:
+        samples: an image, float [H, W] or [H, W, 3] from 0 to 1, or None; and what is said of it.
+        total: how many answers changed.
+        seen: of so many.
+    """
+    figures = ""
+    for picture, words in samples:
+        drawn = "" if picture is None else _image(picture, html.escape(words))
+        figures += f"<figure>{drawn}<figcaption>{html.escape(words)}</figcaption></figure>"
+    told = f"{total:,} of {seen:,} answers differ from those of the dense network."
+    return f'<p>{told}</p><div class="changed">{figures}</div>'
+
+
+def _image(picture: np.ndarray, words: str) -> str:
+    colours = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+    pixels = np.full((*colours.shape[:2], 4), 255, np.uint8)
+    pixels[..., :3] = (colours.clip(0, 1) * 255).round()
+    return f'<img alt="{words}" src="data:image/png;base64,{base64.b64encode(_png(pixels)).decode()}">'
+
+
 def strip(shares: np.ndarray) -> str:
     """A picture with a cell for each unit, the paler the fewer weights it keeps, empty where it has none.
 
@@ -232,13 +398,5 @@ def _svg(height: int, words: str) -> str:
     return f'<svg role="img" aria-label="{html.escape(words)}" width="{WIDTH}" viewBox="0 0 {WIDTH} {height}">'
 
 
-def _line(points: Collection[Point]) -> str:
-    return " ".join(f"{_x(rate)},{_y(accuracy)}" for rate, accuracy in sorted(points))
-
-
 def _x(rate: float) -> float:
     return round(LEFT + rate * (WIDTH - LEFT - RIGHT), 1)
-
-
-def _y(accuracy: float) -> float:
-    return round(TOP + (1 - accuracy) * (HEIGHT - TOP - BOTTOM), 1)

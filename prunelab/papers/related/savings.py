@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.data import Dataset
-from prunelab.structure.shrink import batchnorms, shrink
-from prunelab.structure.watch import evaluating
 from prunelab.structure.export import OnnxModel, quantise, to_onnx
+from prunelab.structure.forward import looking
 from prunelab.structure.report import report
+from prunelab.structure.shrink import batchnorms, shrink
 
 
 def forms(
@@ -102,6 +102,6 @@ def table(
 
 @torch.no_grad()
 def _correct(model: nn.Module, dataset: Dataset, x: Tensor, y: Tensor, piece: int = 500) -> int:
-    with evaluating(model):
+    with looking(model):
         starts = range(0, len(y), piece)
         return sum(int((model(dataset.scale(x[i : i + piece])).argmax(1) == y[i : i + piece]).sum()) for i in starts)
