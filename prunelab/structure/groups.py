@@ -291,14 +291,11 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
     stays = torch.zeros(size, dtype=torch.bool)
     stays[merged[found.fixed(exact)]] = True
     why: dict[int, str] = {}
-<<<<<<< HEAD
     for number in heads:
         rows = merged[seen.blocks[number].rows]
         stays[rows] = True
         why.update(dict.fromkeys(rows.tolist(), "what stays of each of them goes instead"))
-=======
     place = merged.tolist()
->>>>>>> structure
     for group, reason in itertools.chain(found.why.items(), seen.soft.items() if exact else ()):
         why.setdefault(place[group], reason)
     made = _made(seen)
