@@ -90,9 +90,8 @@ class Constants:
                 if isinstance(value, list):
                     value = value[place]
                 shape = seen.shapes[number]
-                nothing = (
-                    value is None or not value.is_floating_point() or (op.kind != "move" and bool(compact(value).isnan().all()))
-                )
+                nothing = value is None or not value.is_floating_point()
+                nothing = nothing or (op.kind != "move" and bool(compact(value).isnan().all()))
                 self.values[number] = None if nothing else value.expand(shape)
             for number in op.stale:
                 self.values[number] = None
@@ -118,6 +117,7 @@ class Constants:
         return self.computed[ref]
 
     def of(self, ref: Any) -> Value:
+        """What is known of a tensor; None: nothing, or it is none."""
         return self.values.get(ref) if isinstance(ref, Ref) else None
 
     # rules: each gives what is known of the results ------------------------------------------------------------------
@@ -313,7 +313,6 @@ class Constants:
         value, groups, turned = self.of(w), given["groups"], given["transposed"]
         if value is None:
             return None
-        inputs, outputs = self.seen.shapes[given["input"]][1], self.seen.shapes[op.outs[0]][1]
         level = self._level(given["input"], 1)
         nonzero = _nonzero(value)
         nonzero = nonzero[(..., *[0] * (value.dim() - 2))] if not varying(nonzero) else nonzero.flatten(2).any(2)
@@ -377,7 +376,7 @@ class Constants:
         x_first = two is not None and self._is_weight(two)
         if not x_first and not (one is not None and self._is_weight(one)):
             return self._activations(op, over, left, one, two)
-        x, w, value = (a, b, two.t()) if x_first else (b, a, one)  # value: [rows, columns]
+        x, value = (a, two.t()) if x_first else (b, one)  # value: [rows, columns]
         level = self._level(x, len(self.seen.shapes[x]) - 1 if x_first else 0)
         pattern, exact = _nonzero(value), ~level.isnan()
         side = 3 if x_first else 1

@@ -7,7 +7,9 @@ modules (``num_heads``, ``groups``, ...) follow. Then both networks are run, and
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 import warnings
 from collections import defaultdict
@@ -38,6 +40,7 @@ from prunelab.structure.watch import (
     unwrapped,
 )
 
+GUESSES = ("all", "sure", "first", "last")
 TOLERANCE = 1e-5  # of the outputs before and after, relative to their largest; our own default
 # The sizes that modules of torch, and their subclasses, keep: attribute -> (parameter or buffer, axis) that it counts.
 _COUNTS = {
@@ -45,7 +48,8 @@ _COUNTS = {
     "num_features": (("weight", 0), ("running_mean", 0)), "num_channels": (("weight", 0),),
     "num_parameters": (("weight", 0),), "hidden_size": (("weight_hh_l0", 1),), "input_size": (("weight_ih_l0", 1),),
     "embed_dim": (("out_proj.weight", 0),), "kdim": (("k_proj_weight", 1), ("in_proj_weight", 1)),
-    "vdim": (("v_proj_weight", 1), ("in_proj_weight", 1)), "in1_features": (("weight", 1),), "in2_features": (("weight", 2),),
+    "vdim": (("v_proj_weight", 1), ("in_proj_weight", 1)), "in1_features": (("weight", 1),),
+    "in2_features": (("weight", 2),),
     "proj_size": (("weight_hr_l0", 0),),
 }  # fmt: skip
 # Widths while training are multiples of this: on several threads BatchNorm of 13 channels takes up to three times as
@@ -117,7 +121,7 @@ def cut(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:
 
 
 def filled(seen: Seen, stays: Tensor, multiple: int = 1) -> Tensor:
-    """The groups that stay: those that live, and dead ones where what is left has to be rectangular, or one at least."""
+    """The groups that stay: those that live, and dead ones where what is left has to be a box, or one at least."""
     stays = stays.clone()
     count = -1
     while count != (count := int(stays.sum())):
@@ -187,29 +191,34 @@ def positions(seen: Seen, stays: Tensor, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def follow(
-    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: bool,
+    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: str | None,
     but: Collection[str] = (),
 ) -> set[str]:  # fmt: skip
     """Give whole numbers in modules the sizes that they have now.
 
     Args:
-        guess: whether to take any number that equals a size for that size, but in the modules ``but``.
+        small: the copy.
+        before: parameter or buffer -> its shape before.
+        seen: what the run showed; None: only attributes of torch's own modules follow.
+        stays: bool [groups].
+        guess: of attributes that may count either of two axes that had one size and do not any more, ``"all"`` follow,
+            none (``"sure"``), or the ``"first"`` or ``"last"`` one; None: only attributes of torch's own modules do.
+        but: modules of which no attribute follows by its size.
 
     Returns:
-        The modules in which something was guessed.
+        The modules of which some did.
     """
     after, guessed = named_tensors(small), set()
     for prefix, module in small.named_modules():
         known = _counted(module, prefix, before, after)
-        if guess and prefix not in but:
+        if guess is not None and prefix not in but:
             sizes = _sizes(seen, stays, prefix)
-            for attribute, value in list(vars(module).items()):
-                if attribute in known or attribute in _NEVER or attribute.startswith("_"):
-                    continue
-                new = _renumbered(module, attribute, value, sizes)
-                if new is not None:
-                    known[attribute] = new
-                    guessed |= {prefix} if new != value else set()
+            new = {name: size for name, size in _guessed(module, sizes).items() if name not in known}
+            unsure = _unsure(module, new, sizes)
+            stay = {"all": [], "sure": unsure, "first": unsure[1:], "last": unsure[:-1]}[guess]
+            new = {name: size for name, size in new.items() if name not in stay}
+            guessed |= {prefix} if any(getattr(module, name) != size for name, size in new.items()) else set()
+            known |= new
         if seen is not None:
             for _, attribute, place, numbers in (pad for pad in seen.pads if pad[0] == prefix):
                 amounts = list(known.get(attribute, getattr(module, attribute)))
@@ -277,6 +286,34 @@ def _sizes(seen: Seen, stays: Tensor, module: str) -> dict[int, set[int]]:
     return found
 
 
+def _guessed(module: nn.Module, sizes: Mapping[int, set[int]]) -> dict[str, Any]:
+    """Attributes that equal a size which is another now, with that."""
+    found = {}
+    for attribute, value in vars(module).items():
+        if attribute not in _NEVER and not attribute.startswith("_"):
+            new = _renumbered(module, attribute, value, sizes)
+            if new is not None:
+                found[attribute] = new
+    return found
+
+
+def _doubts(model: nn.Module, seen: Seen, stays: Tensor) -> int:
+    """How many whole numbers of a module, at most, equal a size that is another now on some axes and not on others."""
+    most = 0
+    for prefix, module in model.named_modules():
+        sizes = _sizes(seen, stays, prefix)
+        most = max(most, len(_unsure(module, _guessed(module, sizes), sizes)))
+    return most
+
+
+def _unsure(module: nn.Module, new: Mapping[str, Any], sizes: Mapping[int, set[int]]) -> list[str]:
+    return [
+        name
+        for name, size in new.items()
+        if type(size) is int and getattr(module, name) in sizes[getattr(module, name)]
+    ]
+
+
 def _renumbered(module: nn.Module, attribute: str, value: Any, sizes: Mapping[int, set[int]]) -> Any:
     """The new value of an attribute that equals a size which is another now; None: it stays."""
     if isinstance(value, bool):
@@ -293,7 +330,7 @@ def _renumbered(module: nn.Module, attribute: str, value: Any, sizes: Mapping[in
 
 
 def _made(
-    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: bool,
+    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: str | None,
     but: Collection[str] = (),
 ) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]], set[str]]:  # fmt: skip
     """A copy of a model with smaller parameters and buffers, and the modules in which sizes were guessed."""
@@ -301,7 +338,6 @@ def _made(
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     index = positions(seen, stays, shapes)
     instead: dict[int, Any] = {}
-    groups: dict[int, int] = {}
     for name, tensor in own.items():
         if name not in index and (name not in changed or id(tensor) in instead):  # or it has several names
             continue
@@ -319,9 +355,9 @@ def _made(
     return small, index, guessed
 
 
-def made_with(model: nn.Module, seen: Seen, stays: Tensor) -> nn.Module:
-    """A copy of a model with the groups that stay, whatever it then gives."""
-    return _made(model, seen, named_tensors(model), set(), stays, True)[0]
+def made_with(model: nn.Module, seen: Seen, stays: Tensor, guess: str) -> nn.Module:
+    """A copy of a model with the groups that stay, whatever it then gives; ``guess``: see ``follow``."""
+    return _made(model, seen, named_tensors(model), set(), stays, guess)[0]
 
 
 # -- public ------------------------------------------------------------------------------------------------------------
@@ -462,7 +498,7 @@ def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Any) -
         stays[seen.root[read.columns[read.level != 0]]] = True  # NaN, which may be anything, is not 0
     stays = filled(seen, stays, TRAINED_WIDTH)
     units = _units(seen, stays)
-    small, index = (model, {}) if bool(stays.all()) else _made(model, seen, own, set(), stays, True)
+    small, index = (model, {}) if bool(stays.all()) else _made(model, seen, own, set(), stays, "all")
     if not index or difference(run(model, example), run(small, example)) > TOLERANCE:
         return Shrunk(model, {}, units)
     return Shrunk(small, index, units)
@@ -582,7 +618,7 @@ class _Job:
             raise ShrinkError(
                 "the model gives nan for the example, so nothing can be compared with it: give another one"
             )
-        again = run(whole, self.examples[0])
+        again = run(whole, self.examples[0], seed=1)
         if difference(self.expected[0], again) > TOLERANCE:
             raise ShrinkError("the model gives random outputs in evaluation mode, so nothing can be compared with it")
         try:
@@ -603,7 +639,9 @@ class _Job:
         changed = self.changed | fold(self.found.seen, self.reads, ~stays, values)
         first: tuple[str, str | None] | None = None
         scaled = self.rescaled(values, changed, stays)
-        for tried, guess in ((values, True), (scaled, True), (values, False)):
+        doubts = _doubts(self.model, self.found.seen, stays)
+        guesses = GUESSES[: 1 + (doubts > 0) + 2 * (doubts > 1)]
+        for guess, tried in itertools.product((*guesses, None), (values, scaled)):
             if tried is None:
                 continue
             names = changed | {name for name, value in tried.items() if value is not values[name]}
@@ -665,10 +703,9 @@ class _Job:
                 double = tree_map_only(
                     Tensor, lambda t: t.cpu().double() if t.is_floating_point() else t.cpu(), example
                 )
-                try:
-                    error = difference(*(run(duplicate(net, {}).cpu().double(), double) for net in (self.whole, small)))
-                except StructureError:
-                    pass
+                with contextlib.suppress(StructureError):
+                    both = [run(duplicate(net, {}).cpu().double(), double) for net in (self.whole, small)]
+                    error = difference(*both)
             if not error <= tolerance:
                 return f"without them the outputs differ by {error:.0e} of the largest", None
         return None
@@ -826,7 +863,7 @@ def _other(example: Any) -> Any:
 
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The largest of all outputs, relative to the largest value of that output; whole numbers and infinities exactly."""
+    """The largest of all outputs, relative to the largest value of that output; infinities exactly."""
     if [t.shape for t in expected] != [t.shape for t in found]:
         return math.inf
     largest = 0.0
@@ -892,8 +929,8 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Shrunk) -
 def fold_norms(result: Shrunk, example: Any) -> Shrunk:
     """The same without the BatchNorms that can be folded into the layer right before them, in evaluation mode.
 
-    BatchNorm is then y = (x - mean) * scale + beta with scale = gamma / sqrt(var + eps); both go into the weight and the
-    bias of what makes x (Jacob et al., 2018, section 3.2). Where it was stands an ``nn.Identity``, or what else its
+    BatchNorm is then y = (x - mean) * scale + beta with scale = gamma / sqrt(var + eps); both go into the weight and
+    the bias of what makes x (Jacob et al., 2018, section 3.2). Where it was stands an ``nn.Identity``, or what else its
     class does (an activation), and activations right behind work in place.
     """
     plan, left, behind = norms(result.model, example)
@@ -928,7 +965,7 @@ class _Norm(NamedTuple):
 
 
 def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, str], set[str]]:
-    """BatchNorm -> the layer that can take it; BatchNorm -> why none can; and activations that alone read the former."""
+    """BatchNorm -> the layer that can take it; BatchNorm -> why none can; activations that alone read the former."""
     seen = analysis(model, example).seen
     made_by = {number: op for op in seen.tape for number in op.outs}
     readers: dict[int, list[Op]] = {}

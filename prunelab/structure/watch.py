@@ -42,7 +42,8 @@ FIXED = 0  # the number of everything that cannot go
 OUTPUT = "it is an output of the model"
 STATISTICS = "statistics over channels"
 _MOVES = {
-    "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle",
     "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90", "unsafe_split",
     "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
@@ -50,7 +51,8 @@ _POINTWISE = {
     "copy", "fill", "zero", "_to_copy", "hardswish", "elu", "celu", "_prelu_kernel", "prelu", "tril", "triu", "dropout",
     "native_dropout", "bernoulli", "uniform", "normal", "lift_fresh_copy", "log_sigmoid_forward", "rrelu_with_noise",
     "_conj_physical", "nan_to_num", "contiguous", "hardtanh", "leaky_relu", "threshold", "softshrink", "hardshrink",
-    "masked_fill", "rand_like", "randn_like", "zeros_like", "ones_like", "empty_like", "full_like", "clone", "isnan", "isinf", "isfinite",
+    "masked_fill", "rand_like", "randn_like", "zeros_like", "ones_like", "empty_like", "full_like",
+    "clone", "isnan", "isinf", "isfinite",
 }  # fmt: skip
 _FACTORIES = {
     "zeros", "ones", "empty", "full", "rand", "randn", "arange", "linspace", "new_zeros", "new_ones", "new_empty",
@@ -443,13 +445,13 @@ class _Watch(TorchDispatchMode):
         for layer in self.layers[number]:
             for d in varying(layer):
                 numbers = along(layer, d)
-                own.setdefault(len(numbers), {}).setdefault((int(numbers[0, 0]), int(numbers[-1, -1])), numbers)
+                own.setdefault(len(numbers), {}).setdefault(tuple(numbers[[0, 1, -1], [0, 0, -1]].tolist()), numbers)
 
     def operand(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
         return self.shapes[value], self.layers[value]
 
     def spread(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
-        """An operand of something pointwise; axes that ``expand`` made of one element are as large as the others' are."""
+        """An operand of something pointwise; axes that ``expand`` made of one element are of the others' size."""
         shape, layers = self.operand(value)
         return [1 if d in self.expanded.get(value, ()) else n for d, n in enumerate(shape)], layers
 
@@ -657,7 +659,7 @@ class _Watch(TorchDispatchMode):
     def _convolution(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
         given = bound(func, args, kwargs)
         x, w, bias, turned, groups = (given[k] for k in ("input", "weight", "bias", "transposed", "groups"))
-        shape, (sizes, own) = outs[0].shape, self.operand(w)
+        shape, own = outs[0].shape, self.layers[w]
         channels = self.channels(x)
         by_axis: dict[int, Tensor] = {}
         for layer in own:
@@ -1072,14 +1074,21 @@ def _decomposed() -> Iterator[None]:
         torch.backends.cudnn.enabled = cudnn
 
 
-def run(model: nn.Module, example: Any) -> list[Tensor]:
+def run(model: nn.Module, example: Any, seed: int | None = None) -> list[Tensor]:
     """The tensors that a model gives in evaluation mode; nothing of it, nor of the example, is changed.
+
+    Args:
+        model: any module.
+        example: a tensor, a tuple of positional arguments or a dict of named ones.
+        seed: of the random numbers that the model draws; None: as they come.
 
     Raises:
         StructureError: the model raised something for the example.
     """
     args, kwargs = arguments(example)
     with undisturbed(), evaluating(model):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
         try:
             out = model(*args, **kwargs)
         except Exception as error:
@@ -1102,8 +1111,9 @@ def given(output: Any) -> list[Tensor]:
 
 
 def _called(model: nn.Module, example: Any) -> str:
-    shapes = [tuple(t.shape) for t in tree_leaves(example) if isinstance(t, Tensor)]
-    return f"{type(model).__name__} does not take the example of {'shape' if len(shapes) == 1 else 'shapes'} {', '.join(map(str, shapes))}"
+    shapes = [str(tuple(t.shape)) for t in tree_leaves(example) if isinstance(t, Tensor)]
+    what = "shape" if len(shapes) == 1 else "shapes"
+    return f"{type(model).__name__} does not take the example of {what} {', '.join(shapes)}"
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -1220,7 +1230,9 @@ def _understood(seen: _Watch) -> Seen:
         for group in root[numbers].unique().tolist():
             (soft if lightly else pinned).setdefault(group, why)
     blocks = []
-    for block in seen.blocks.values():
+    for (key, _, _), block in seen.blocks.items():
+        if not block.fixed and block.rows is None and (key, None, True) in seen.blocks:
+            continue
         cells = root[block.cells]
         whole = bool((cells == cells[:, :1]).all())
         if block.rows is None and (cells.shape[1] == 1 or whole) and not block.fixed:
@@ -1232,6 +1244,22 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.pads, seen.weights, seen.outputs,
-        [root[cells] for cells in seen.scaled],
-    )  # fmt: skip
+        root=root,
+        slots=seen.slots,
+        columns=seen.columns,
+        roles=roles,
+        pinned=pinned,
+        soft=soft,
+        blocks=blocks,
+        products=[root[cells] for cells in seen.products],
+        tape=seen.tape,
+        layers=seen.layers,
+        shapes=seen.shapes,
+        names=seen.names,
+        constants=seen.constants,
+        sizes=sizes,
+        pads=seen.pads,
+        weights=seen.weights,
+        outputs=seen.outputs,
+        scaled=[root[cells] for cells in seen.scaled],
+    )
