@@ -217,6 +217,17 @@ class Constants:
         small = compact(value)
         return small if _borderless(op) else torch.where(small == 0, small, math.nan)
 
+    def _index_put(self, op: Op) -> Value:
+        """Rows of another tensor in the place of some: what is the same constant in both is one."""
+        own, other = (self.of(ref) for ref in (op.args[0], op.args[2]))
+        if own is None or other is None:
+            return None
+        one, two = (along(value, 1).double() if value.dim() > 1 else value.double().view(1, -1) for value in (own, other))
+        one, two = (torch.where((part == part[:, :1]).all(1), part[:, 0], math.nan) for part in (one, two))
+        shape = self.seen.shapes[op.outs[0]]
+        same = torch.where(one == two, one, math.nan)
+        return same.view(1, -1, *[1] * (len(shape) - 2)) if len(shape) > 1 else None
+
     def _reduce(self, op: Op) -> Value:
         value = self.of(op.args[0])
         if isinstance(op.extra, tuple) and op.name in ("sum", "linalg_vector_norm", "norm", "mean"):
@@ -443,9 +454,27 @@ class Constants:
         return out if rank == 3 else out.reshape(out.shape[3 - rank :]) if rank == 2 else None
 
     def _trilinear(self, op: Op) -> Value:
+        """A product of three: what is 0 adds nothing, all else is read."""
+        dims, rank = sorted(op.args[6]), len(self.seen.shapes[op.outs[0]]) + len(op.args[6])
+        adds = torch.ones((1,) * rank, dtype=torch.bool)
+        for ref, places in zip(op.args[:3], op.args[3:6], strict=True):
+            value = self.of(ref)
+            part = torch.full((), math.nan) if value is None else compact(value)
+            for d in places if value is not None else ():
+                part = part.unsqueeze(d)
+            adds = adds & (part != 0)  # NaN is not 0
+        row = next((layer for layer in op.extra[0] if not varying(layer) & set(dims)), None)
         for layer in op.extra[0]:
-            self._unread(op, layer)
-        return None
+            if not varying(layer) & set(dims):
+                continue
+            (d,), at = varying(layer), None if row is None else min(varying(row))
+            sums = [e for e in range(rank) if e not in (d, at)]
+            pattern = adds.amax(sums, keepdim=True).expand([n if e in (d, at) else 1 for e, n in enumerate(layer.shape)])
+            pattern = pattern.movedim(d, -1).reshape(-1, layer.shape[d])
+            level = torch.where(pattern.any(0), math.nan, 0.0).double()
+            rows = None if row is None else along(row, at)[:, 0]
+            self.reads.append(Read(along(layer, d)[:, 0], rows, pattern, level, level == 0, None, None, op.module))
+        return torch.where(adds.amax(dims), math.nan, 0.0).double()
 
     # where constants can go ------------------------------------------------------------------------------------------
 

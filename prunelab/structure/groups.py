@@ -267,19 +267,34 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
     for axes in seen.slots.values():
         for numbers in axes.values():
             slotted[seen.root[numbers]] = True
-    pairs = [(cells[:1].expand_as(cells), cells) for cells in seen.products]
-    for rows, cells, fixed in seen.blocks:
-        own = rows is not None and bool(slotted[rows].any())
-        if own or (granularity == "head" and not fixed and cells.shape[1] > 1):
-            pairs.append((cells[:, :1].expand_as(cells), cells))
-            if rows is not None:
-                pairs.append((rows, cells[:, 0]))
-        else:
-            pairs.append((cells[:1].expand_as(cells), cells))
-    merged = _components(size, pairs)
+    heads: set[int] = set()  # blocks whose rows stay though they have parameters of their own
+    while True:
+        pairs = [(cells[:1].expand_as(cells), cells) for cells in seen.products]
+        for number, (rows, cells, fixed) in enumerate(seen.blocks):
+            own = rows is not None and bool(slotted[rows].any()) and number not in heads
+            if own or (granularity == "head" and not fixed and cells.shape[1] > 1):
+                pairs.append((cells[:, :1].expand_as(cells), cells))
+                if rows is not None:
+                    pairs.append((rows, cells[:, 0]))
+            else:
+                pairs.append((cells[:1].expand_as(cells), cells))
+        merged = _components(size, pairs)
+        stuck = {
+            number
+            for number, (rows, cells, _) in enumerate(seen.blocks)
+            if granularity == "channel" and rows is not None and min(cells.shape) > 1 and bool(slotted[rows].any())
+            and len(merged[cells].unique()) == 1 < len(cells.unique())
+        }  # fmt: skip
+        if stuck <= heads:
+            break
+        heads |= stuck
     stays = torch.zeros(size, dtype=torch.bool)
     stays[merged[found.fixed(exact)]] = True
     why: dict[int, str] = {}
+    for number in heads:
+        rows = merged[seen.blocks[number].rows]
+        stays[rows] = True
+        why.update(dict.fromkeys(rows.tolist(), "what stays of each of them goes instead"))
     place = merged.tolist()
     for group, reason in itertools.chain(found.why.items(), seen.soft.items() if exact else ()):
         why.setdefault(place[group], reason)

@@ -13,7 +13,7 @@ import itertools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -191,8 +191,9 @@ def positions(seen: Seen, stays: Tensor, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def follow(
-    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: str | None
-) -> None:
+    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: str | None,
+    but: Collection[str] = (),
+) -> set[str]:  # fmt: skip
     """Give whole numbers in modules the sizes that they have now.
 
     Args:
@@ -202,16 +203,22 @@ def follow(
         stays: bool [groups].
         guess: of attributes that may count either of two axes that had one size and do not any more, ``"all"`` follow,
             none (``"sure"``), or the ``"first"`` or ``"last"`` one; None: only attributes of torch's own modules do.
+        but: modules of which no attribute follows by its size.
+
+    Returns:
+        The modules of which some did.
     """
-    after = named_tensors(small)
+    after, guessed = named_tensors(small), set()
     for prefix, module in small.named_modules():
         known = _counted(module, prefix, before, after)
-        if guess is not None:
+        if guess is not None and prefix not in but:
             sizes = _sizes(seen, stays, prefix)
             new = {name: size for name, size in _guessed(module, sizes).items() if name not in known}
             unsure = _unsure(module, new, sizes)
             stay = {"all": [], "sure": unsure, "first": unsure[1:], "last": unsure[:-1]}[guess]
-            known |= {name: size for name, size in new.items() if name not in stay}
+            new = {name: size for name, size in new.items() if name not in stay}
+            guessed |= {prefix} if any(getattr(module, name) != size for name, size in new.items()) else set()
+            known |= new
         if seen is not None:
             for _, attribute, place, numbers in (pad for pad in seen.pads if pad[0] == prefix):
                 amounts = list(known.get(attribute, getattr(module, attribute)))
@@ -220,6 +227,7 @@ def follow(
         for attribute, value in known.items():
             if getattr(module, attribute) != value:
                 setattr(module, attribute, value)
+    return guessed
 
 
 def _counted(
@@ -322,9 +330,10 @@ def _renumbered(module: nn.Module, attribute: str, value: Any, sizes: Mapping[in
 
 
 def _made(
-    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: str | None
-) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]]]:
-    """A copy of a model with smaller parameters and buffers."""
+    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: str | None,
+    but: Collection[str] = (),
+) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]], set[str]]:  # fmt: skip
+    """A copy of a model with smaller parameters and buffers, and the modules in which sizes were guessed."""
     own = named_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     index = positions(seen, stays, shapes)
@@ -340,10 +349,10 @@ def _made(
         if name in seen.columns:
             part._groups = int(stays[seen.root[seen.columns[name][1]]].any(1).sum())
     small = duplicate(model, instead)
-    follow(small, shapes, seen, stays, guess)
+    guessed = follow(small, shapes, seen, stays, guess, but)
     for part in instead.values():
         vars(part).pop("_groups", None)
-    return small, index
+    return small, index, guessed
 
 
 def made_with(model: nn.Module, seen: Seen, stays: Tensor, guess: str) -> nn.Module:
@@ -636,11 +645,17 @@ class _Job:
             if tried is None:
                 continue
             names = changed | {name for name, value in tried.items() if value is not values[name]}
-            small, index = _made(self.model, self.found.seen, tried, names, stays, guess)
-            problem = self.compare(small)
-            if problem is None:
-                return small, index, None, None
-            first = first or problem
+            but: set[str] = set()
+            while True:
+                small, index, guessed = _made(self.model, self.found.seen, tried, names, stays, guess, but)
+                problem = self.compare(small)
+                if problem is None:
+                    return small, index, None, None
+                first = first or problem
+                wrong = _around(problem[1]) & guessed  # a number that only looked like a size, perhaps
+                if not wrong:
+                    break
+                but.add(max(wrong, key=len))
         return None, {}, *first
 
     def rescaled(self, values: dict[str, Tensor], changed: set[str], stays: Tensor) -> dict[str, Tensor] | None:
@@ -706,13 +721,30 @@ class _Job:
             while not near and where:
                 where = where.rpartition(".")[0]
                 near = self.near(where) & set(removed)
-            self.back |= dict.fromkeys(near or removed, problem)
+            self.back |= dict.fromkeys(self.culprit(where, removed) or near or removed, problem)
             return
         good = self.halved(removed, [])
         self.back |= dict.fromkeys(set(removed) - set(good), problem)
 
+    def culprit(self, module: str, removed: Sequence[int]) -> set[int]:
+        """The one space, of few, without which a model gets further than this module; none: it takes more than one."""
+        order = {op.module: place for place, op in enumerate(self.found.seen.tape)}
+        touched = sorted(self.touched(module)[0] & set(removed))
+        for space in touched if 1 < len(touched) <= 4 else ():
+            _, _, problem, where = self.attempt(self.stays([space]))
+            if problem is None or (where is not None and order.get(where, 0) > order.get(module, 0)):
+                return {space}
+        return set()
+
     def near(self, module: str) -> set[int]:
-        """The spaces whose channels are made, read or counted in a module; those only it makes, if any."""
+        """The spaces whose channels are made, read or counted in a module; those that only it makes, where there are."""
+        touched, outside = self.touched(module)
+        alone = touched - outside - set(self.back)
+        pruned = ~self.stays()[torch.isin(self.found.space, torch.tensor(sorted(alone)))]
+        return alone if alone and bool(pruned.any()) else touched
+
+    def touched(self, module: str) -> tuple[set[int], set[int]]:
+        """The spaces whose channels are made, read or counted in a module; those that are made outside of it."""
         seen, space = self.found.seen, self.found.space
         inside = f"{module}." if module else ""
         touched: set[int] = set()
@@ -726,12 +758,7 @@ class _Job:
                     outside |= set(space[seen.root[numbers]].tolist())
         for numbers in (n for size in seen.sizes.get(module, {}).values() for n in size):
             touched |= set(space[seen.root[numbers]].flatten().tolist())
-        alone = touched - outside - set(self.back) - {-1}
-        return (
-            alone
-            if alone and bool((~self.stays()[torch.isin(space, torch.tensor(sorted(alone)))]).any())
-            else touched - {-1}
-        )
+        return touched - {-1}, outside
 
     def halved(self, spaces: list[int], kept: list[int]) -> list[int]:
         """As many of some spaces as can be made smaller together with those that can already."""
@@ -799,6 +826,12 @@ class _Job:
             return None
         most = max(count, key=count.__getitem__)
         return f"{left} of {asked} channels that are pruned could not be removed; {count[most]} of them: {most}"
+
+
+def _around(module: str | None) -> set[str]:
+    """A module and those that it is in."""
+    parts = [] if module is None else module.split(".")
+    return {".".join(parts[:n]) for n in range(len(parts) + 1)} if module is not None else set()
 
 
 def _like(value: Tensor, old: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ _SPATIAL = (
     "max_pool", "avg_pool", "adaptive_", "_adaptive", "upsample", "_upsample", "reflection_pad", "replication_pad",
     "grid_sampler", "fractional_max_pool",
 )  # fmt: skip
+_REGIONS = {"roi_align", "roi_pool"}  # of torchvision
 _SUMS = {"sum", "linalg_vector_norm", "norm"}
 _MEANS = {"mean", "var", "std", "var_mean", "std_mean"}
 _REDUCTIONS = _SUMS | _MEANS | {
@@ -413,7 +414,7 @@ class _Watch(TorchDispatchMode):
         refs, options = tree_map_only(Tensor, self.ref, (args, kwargs))
         rule = getattr(self, f"_{kind}")
         extra, stale = None, ()
-        if kind == "index":
+        if kind in ("index", "index_put"):
             masks = [t for t in tree_leaves(args[1]) if isinstance(t, Tensor) and t.dtype == torch.bool]
             self.selected = {self.ref(t): int(t.sum()) for t in masks}
         try:
@@ -791,6 +792,25 @@ class _Watch(TorchDispatchMode):
                 self.pin(layer, self.why("picks by place"))
         return [found], None
 
+    def _index_put(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
+        """Rows of the first axes become those of another tensor: the axes behind them are those of both."""
+        (shape, layers), (size, given) = self.operand(args[0]), self.operand(args[2])
+        places, dims = self._places(args[1])
+        count, rows = len(dims), max((place.dim() for place in places if place is not None), default=0)
+        if dims != set(range(count)) or len(size) not in (0, rows + len(shape) - count):
+            return self._unknown(func, name, args, kwargs, outs)
+        for layer in layers:
+            if varying(layer) & dims:
+                self.pin(layer, self.why("picks by place"))
+        for layer in given:
+            if varying(layer) & set(range(rows)):
+                self.pin(layer, self.why("picks by place"))
+        own = [_narrowed(layer, dims) for layer in layers if not varying(layer) & dims]
+        other = [layer for layer in given if not varying(layer) & set(range(rows))]
+        other = [layer[(0,) * rows][(None,) * count] if size else layer for layer in other]
+        ones = (1,) * count
+        return [self.meet([((*ones, *shape[count:]), own), ((*ones, *size[rows:]), other)], shape)], None
+
     def _places(self, indices: Sequence[Ref | None]) -> tuple[list[Tensor | None], set[int]]:
         """Indices of the same shapes that all pick the first, and the axes that they are for."""
         places: list[Tensor | None] = []
@@ -922,7 +942,7 @@ def _kind(func: Any) -> tuple[str, str]:
     if plain is not None and base != name and func._overloadname in plain.overloads():
         tags += getattr(plain, func._overloadname).tags
     if space != "aten":
-        kind = "unknown"
+        kind = "spatial" if base in _REGIONS else "unknown"
     elif base in _FACTORIES:
         kind = "factory"
     elif base in _REDUCTIONS and not (base in ("max", "min") and func._overloadname == "other"):
@@ -949,6 +969,8 @@ def _kind(func: Any) -> tuple[str, str]:
         kind = base
     elif base in ("index", "index_select", "gather"):
         kind = "index"
+    elif base == "index_put":
+        kind = "index_put"
     elif base == "constant_pad_nd":
         kind = "pad"
     elif base.startswith(_SPATIAL):
