@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prunelab.headless.reproduce import Job
     from prunelab.plots.tables import Table
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, WRONG, LEFT, INTERRUPTED = 1, 2, 3, 130  # exit codes
 
 Names = tyro.conf.Positional[tuple[str, ...]]
 Many = tyro.conf.UseAppendAction[tuple[str, ...]]
@@ -62,6 +62,7 @@ def reproduce(
     engine: str | None = None,
     force: bool = False,
     into: Path | None = None,
+    budget: str | None = None,
 ) -> int:
     """Run the notebooks of artefacts, and put what comes out beside the committed numbers; what is up to date stays.
 
@@ -75,7 +76,10 @@ def reproduce(
         engine: local, dask or ray, or a cluster that exists, dask://HOST:PORT or ray://HOST:PORT.
         force: run also what is up to date.
         into: folder of the figures; left out: out. `--into figures` is for those who commit what comes out.
+        budget: how long to train, like 90s, 10m or 2h; then all is saved, the exit code is 3 while something is left,
+            and the same command goes on.
     """
+    from prunelab import budget as time_limit
     from prunelab import papers
     from prunelab.headless import reproduce
 
@@ -89,7 +93,8 @@ def reproduce(
     whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
     found = reproduce.chosen(artefacts, paper)
     machine = {"jobs": jobs, "device": device}
-    failed = 0
+    end = time_limit.until(budget)
+    failed, left = 0, 0
     folder = None if into is None else str(into.expanduser().resolve())
     with _variable("PRUNELAB_OUT", folder), _variable("PRUNELAB_ENGINE", engine):
         plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
@@ -97,12 +102,18 @@ def reproduce(
             head = f"[{number}/{len(plan)}] {job.artefact.id}"
             if job.reason:
                 print(f"{head}: {job.reason}")
-            else:
-                failed += not _run(head, job)
+            elif time_limit.over(end):
+                left += 1
+                print(f"{head}: left, {time_limit.USED}")
+            elif not _run(head, job, end):
+                stopped = time_limit.over(end)
+                failed, left = failed + (not stopped), left + stopped
         if preset != "smoke":  # whose numbers mean nothing
             _beside_committed(job for job in plan if not job.reason.startswith("skipped"))
         print(f"\nfigures: {paths.out()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
-    return FAILED if failed else 0
+    if left:
+        print(f"{left} of {len(plan)} are left: the same command goes on with them")
+    return FAILED if failed else LEFT if left else 0
 
 
 @contextlib.contextmanager
@@ -211,8 +222,9 @@ def _fitted(table: Table) -> str:
     return table.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
-def _run(head: str, job: Job) -> bool:
+def _run(head: str, job: Job, end: float | None = None) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
+    from prunelab import budget
     from prunelab.headless import runner as notebook_runner
     from prunelab.runs import progress
     from prunelab.runs.scratch import scratch
@@ -224,10 +236,11 @@ def _run(head: str, job: Job) -> bool:
         thread = threading.Thread(target=_watch, args=(head, ticks, begin, over), daemon=True)
         thread.start()
         try:
-            notebook_runner.run(job.notebook, job.executed, job.parameters, environment={progress.VARIABLE: str(ticks)})
+            environment = {progress.VARIABLE: str(ticks)} | ({} if end is None else {budget.VARIABLE: str(end)})
+            notebook_runner.run(job.notebook, job.executed, job.parameters, environment=environment)
             line, ended = f"{head}: done in {_clock(time.monotonic() - begin)}", True
         except notebook_runner.NotebookFailed as error:
-            line = f"{head}: FAILED: {error}"
+            line = f"{head}: {'stopped' if budget.USED in str(error) else 'FAILED'}: {error}"
         finally:
             over.set()
             thread.join()

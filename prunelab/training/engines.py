@@ -28,6 +28,7 @@ import torch
 from typing_extensions import override
 
 from prunelab import digest, paths
+from prunelab.budget import over
 from prunelab.data.cache import cached, fill
 from prunelab.errors import PrunelabError, first_line, nearest
 from prunelab.runs import Store, progress
@@ -348,7 +349,14 @@ def software() -> dict[str, str]:
 # -- at home ----------------------------------------------------------------------------------------------------------
 
 
-def train_on(engine: Engine, parts: Sequence[Sequence[Run]], store: Store, where: str, ticks: Path | None) -> None:
+def train_on(
+    engine: Engine,
+    parts: Sequence[Sequence[Run]],
+    store: Store,
+    where: str,
+    ticks: Path | None = None,
+    end: float | None = None,
+) -> None:
     """Train parts of a study on a cluster, turn by turn, until all their runs are in the store at home.
 
     Args:
@@ -357,6 +365,7 @@ def train_on(engine: Engine, parts: Sequence[Sequence[Run]], store: Store, where
         store: the store at home; its runs are held by this process until they have come home.
         where: torch device of the workers.
         ticks: the file in which epochs are counted, see ``prunelab.runs.progress``.
+        end: when to stop, in seconds since 1970; nothing is sent out after that.
 
     Raises:
         EngineError: workers of another version, or runs whose workers died too often.
@@ -378,9 +387,17 @@ class _Study:
     """What is out, what has come home, and who is held up."""
 
     def __init__(
-        self, engine: Engine, store: Store, writers: Mapping[str, Writer], where: str, ticks: Path | None
+        self,
+        engine: Engine,
+        store: Store,
+        writers: Mapping[str, Writer],
+        where: str,
+        ticks: Path | None,
+        end: float | None,
     ) -> None:
-        self.engine, self.store, self.writers, self.where, self.ticks = engine, store, writers, where, ticks
+        self.engine, self.store, self.writers, self.where, self.ticks, self.end = (
+            engine, store, writers, where, ticks, end,
+        )  # fmt: skip
         self.out: dict[Any, list[Run]] = {}
         self.shared: dict[str, Any] = {}
         self.reached: dict[str, int] = {}
@@ -392,7 +409,8 @@ class _Study:
         while waiting or self.out:
             try:
                 while waiting:
-                    self._send(waiting[0])
+                    if not over(self.end):
+                        self._send(waiting[0])
                     waiting.pop(0)
                 for handle in self.engine.done(list(self.out)):
                     waiting += self._spread(self._home(handle))
@@ -413,7 +431,8 @@ class _Study:
         leaders = [found.run for leader in sorted(ids) if (found := self.store.place(leader).manifest()) is not None]
         stored = {run.id: self.store.place(run.id).stored() for run in (*leaders, *part)}
         settings = [tuple(run.asdict() for run in runs) for runs in (part, leaders)]
-        work = Work(*settings, stored, self.where, TURN, software(), registered())
+        turn = TURN if self.end is None else max(0.0, min(TURN, self.end - time.time()))
+        work = Work(*settings, stored, self.where, turn, software(), registered())
         self.out[self.engine.submit(train_turn, work, self._data(part[0].data.name))] = part
 
     def _data(self, name: str) -> Any:
@@ -484,8 +503,7 @@ def train_turn(work: Work, prepared: bytes) -> Answer:
         for run in (*leaders, *runs):
             with store.claim(run, versions=versions(run)) as writer:
                 writer.adopt(work.stored[run.id])
-        end = time.monotonic() + work.seconds
-        train_population(runs, store, work.where, watch=lambda _: "stop" if time.monotonic() > end else "go on")
+        train_population(runs, store, work.where, end=time.time() + work.seconds)
         return Answer({run.id: store.place(run.id).stored() for run in runs})
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from prunelab import models, pruners
+from prunelab.budget import USED, OutOfTime, over, until
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.runs import Store
@@ -113,6 +114,7 @@ def run_all(
     jobs: int | None = None,
     engine: str | None = None,
     progress: bool = True,
+    budget: float | str | None = None,
 ) -> Results:
     """Load what the store has, train the rest.
 
@@ -130,13 +132,17 @@ def run_all(
             ``"ray://HOST:PORT"`` for one that exists; None: ``PRUNELAB_ENGINE``, or ``"local"``. See
             ``prunelab.training.engines``.
         progress: whether to show a bar.
+        budget: how long to train, in seconds or like ``"10m"``; after the epoch in which it is used everything is
+            saved, and the same call goes on from there. None: to the end, or as ``prunelab reproduce --budget`` says.
 
     Returns:
         The results; runs that failed are among them, with the reason.
 
     Raises:
+        OutOfTime: the budget is used and runs are left; says how many.
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
+    end = until(budget)
     runs, strategies = asked_for(runs, jobs)
     kind, _ = engines.parse(engine)
     store = Store.of(store)
@@ -161,7 +167,11 @@ def run_all(
     followers = [run for run in missing if run.prune.masks_of]
     with contextlib.nullcontext() if kind == "local" or not missing else engines.opened(engine, str(where)) as cluster:
         for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
-            _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress, cluster)
+            if over(end):
+                break
+            _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress, end, cluster)
+    if over(end) and (left := [run for run in missing if store.status(run) not in ("complete", "failed")]):
+        raise OutOfTime(f"{USED}: {len(left)} of {len(runs)} runs are left; the same call goes on with them")
     return Results.of(runs, store, missing, strategies)
 
 
@@ -270,7 +280,13 @@ def _check_also_after(run: Run, pruner: Any) -> None:
 
 
 def _train_all(
-    runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool, cluster: engines.Engine | None = None
+    runs: Sequence[Run],
+    store: Store,
+    where: str,
+    jobs: int,
+    progress: bool,
+    end: float | None = None,
+    cluster: engines.Engine | None = None,
 ) -> None:
     """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
     groups: dict[Any, list[Run]] = {}
@@ -282,14 +298,14 @@ def _train_all(
         log.warning("%d runs in %d parts on %d workers: %s", len(runs), len(parts), jobs, cluster.describe())
     with shown(sum(map(most_epochs, runs)), progress) as ticks:
         if cluster is not None:
-            engines.train_on(cluster, parts, store, where, ticks)
+            engines.train_on(cluster, parts, store, where, ticks, end)
             return
         if jobs == 1:
             for part in parts:
-                train_population(part, store, where, ticks)
+                train_population(part, store, where, ticks, end=end)
             return
         threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
-        side_by_side(train_population, parts, jobs, threads, store, where, ticks)
+        side_by_side(train_population, parts, jobs, threads, store, where, ticks, None, end)
 
 
 def side_by_side(
@@ -366,6 +382,7 @@ def train_population(
     where: str = "cpu",
     ticks: Path | None = None,
     watch: Watch | None = None,
+    end: float | None = None,
 ) -> None:
     """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
 
@@ -376,8 +393,9 @@ def train_population(
         ticks: the file in which epochs are counted, see ``prunelab.runs.progress``.
         watch: asked after every epoch of every run what is to happen next, and shown, before the first one and after
             the last, how things stand. What it raises ends the training of all; they go on from what was last saved.
+        end: when to stop, in seconds since 1970: after the epoch that is trained then, all are saved and let go.
     """
-    if not runs:
+    if not runs or over(end):
         return
     data = load(runs[0].data, device=where)
     population = Population(data)
@@ -409,6 +427,10 @@ def train_population(
             left = _one_epoch(active, population, watch)
             tick(ticks, sum(one.reached for one in active) - before)
             active = left
+            if over(end):
+                for one in active:
+                    one.pause()
+                return
 
 
 def _one_epoch(active: list[Running], population: Population, watch: Watch | None = None) -> list[Running]:
