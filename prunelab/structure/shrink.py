@@ -559,7 +559,7 @@ def masked_values(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _unmade(seen: Seen, values: Mapping[str, Tensor]) -> Tensor:
-    """bool [groups], those that no weight makes any more; what biases give may then still be read."""
+    """Bool [groups], those that no weight makes any more; what biases give may then still be read."""
     made, gone = torch.zeros(2, int(seen.root.max()) + 1, dtype=torch.bool)
     for name, axes in seen.slots.items():
         for dim, numbers in axes.items():
@@ -754,7 +754,7 @@ class _Job:
         return set()
 
     def near(self, module: str) -> set[int]:
-        """The spaces whose channels are made, read or counted in a module; those that only it makes, where there are."""
+        """The spaces whose channels are made, read or counted in a module; those only it makes, if any."""
         touched, outside = self.touched(module)
         alone = touched - outside - set(self.back)
         pruned = ~self.stays()[torch.isin(self.found.space, torch.tensor(sorted(alone)))]
