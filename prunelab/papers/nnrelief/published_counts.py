@@ -200,7 +200,7 @@ def _resnet(model: nn.Module, masks: Masks, shape: tuple[int, int, int], faithfu
         total += one + two
         if faithful:
             total += sides[f"{name}.conv_2"] ** 2 * int(own.sum())
-        brought = F.pad(alive, (block.before, block.behind)) & masks.get(f"{name}.shortcut.open", torch.tensor(True))
+        brought = F.pad(alive, block.padding[4:]) & masks.get(f"{name}.shortcut.open", torch.tensor(True))
         alive = own | brought  # a channel lives while the shortcut brings something
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     inputs, classes = int(masks[f"{last}.weight"].any(0).sum()), model.get_submodule(last).out_features
