@@ -9,12 +9,27 @@ from prunelab import lazy
 
 __version__ = "0.1.0"
 
-__all__ = ["Data", "Masks", "Model", "Prune", "PrunelabError", "Run", "Train", "TrainingTheatre", "prune", "run_all"]
+__all__ = [
+    "Data",
+    "Masks",
+    "Model",
+    "Prune",
+    "PrunelabError",
+    "Pruner",
+    "Run",
+    "Train",
+    "TrainingTheatre",
+    "prune",
+    "register",
+    "run_all",
+]
 
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
         "prune": "prunelab.pruners.apply",
+        "register": "prunelab.pruners.registry",
+        "Pruner": "prunelab.pruners.base",
         "Masks": "prunelab.masks",
         "Run": "prunelab.settings",
         "Data": "prunelab.settings",

@@ -7,11 +7,16 @@ of the tensors behind it too, so that it can be trusted before they are read. It
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from prunelab.paths import replacing
 
 THIS, REST = "sha256_of_this", "sha256_of_tensors"
 BLANK = "0" * 64
@@ -55,6 +60,31 @@ def sealed(data: bytes) -> bytes:
     file = io.BytesIO(data)
     seal(file)
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def sealing(path: Path) -> Iterator[Path]:
+    """``paths.replacing``, of a file that is sealed when the block ends."""
+    with replacing(path) as part:
+        yield part
+        with part.open("r+b") as file:
+            seal(file)
+
+
+def metadata(start: bytes) -> dict[str, str]:
+    """The metadata in the header of a safetensors file.
+
+    Args:
+        start: The bytes of the file, or of its ``head``.
+
+    Raises:
+        ValueError: it has no header.
+    """
+    length = int.from_bytes(start[:8], "little")
+    found = json.loads(start[8 : 8 + length] if len(start) >= 8 + length else b"")
+    if not isinstance(found, dict) or not isinstance(found.get("__metadata__", {}), dict):
+        raise ValueError("its header is none of a safetensors file")
+    return found.get("__metadata__", {})
 
 
 def check(file: BinaryIO | Path | bytes, whole: bool = True) -> bool:

@@ -6,6 +6,7 @@ import difflib
 import re
 import traceback
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 
@@ -15,6 +16,17 @@ class PrunelabError(ValueError):
 
 class PrunelabWarning(UserWarning):
     """Something that was asked for was done in part only, or not at all; one line."""
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed that torch's generators, the tables and JSON take.
+
+    Raises:
+        PrunelabError: it is no whole number from 0 to 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise PrunelabError(f"seed = {seed!r}: should be a whole number, from 0 to 2**63 - 1")
+    return int(seed)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,17 +1,20 @@
 """Masks: which weights of a model are kept. They stand apart from the model, which stays a plain ``nn.Module``.
 
-Masks are multiplied into the weights; nothing in the model is renamed, wrapped or hooked. So it deep-copies, goes
-through ``torch.func``, exports, and saves as an ordinary state_dict of the dense size.
+Pruned weights are set to 0; nothing in the model is renamed or wrapped, and no module gets a hook. So it deep-copies,
+goes through ``torch.func``, exports, and saves as an ordinary state_dict of the dense size.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import html
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
-from torch.utils.hooks import RemovableHandle
 
-from prunelab.errors import PrunelabError, nearest
+from prunelab.errors import PrunelabError, PrunelabWarning, nearest
 from prunelab.gates import Gate
 from prunelab.tensor_file import TensorFile
 
@@ -55,16 +57,16 @@ class Masks(Mapping[str, Tensor]):
 
     def __init__(self, masks: Mapping[str, Tensor], unmasked: Mapping[str, Sequence[int]] | None = None) -> None:
         if not isinstance(masks, Mapping):
-            given = f"{masks!r}"[:40]
-            raise MaskError(f"masks should be parameter name -> mask, as of Masks.ones(model) or prune, not {given}")
+            what = "masks should be parameter name -> mask, as of Masks.ones(model) or prune"
+            raise MaskError(f"{what}, not {type(masks).__name__}")
         self._masks = {name: _boolean(name, mask) for name, mask in masks.items()}
         self.unmasked = None if unmasked is None else {n: tuple(s) for n, s in unmasked.items() if n not in masks}
 
     @classmethod
     def ones(cls, model: nn.Module, layers: Iterable[str] = ()) -> Masks:
         """Keep everything: masks of the weights of ``layers``, as ``prunable`` names them; biases get none."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
         names = prunable(model, layers)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         masked = {id(parameters[name]) for name in names}
         others = {n: () if is_lazy(p) else p.shape for n, p in model.named_parameters() if id(p) not in masked}
         return cls({name: torch.ones_like(parameters[name], dtype=torch.bool) for name in names}, others)
@@ -176,24 +178,28 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
         """Set the pruned weights of ``model`` to zero, in place, whatever they were."""
-        if not self:
-            return
-        parameters, factors = self._bind(model)
-        torch._foreach_mul_(parameters, factors)
-        for parameter, mask in zip(parameters, self.values(), strict=True):
-            if not parameter.sum().isfinite():  # infinity times 0 is NaN; to fill in all of them takes far longer
-                parameter.masked_fill_(~mask.to(parameter.device), 0)
+        self.check(model)
+        parameters = maskable(model)
+        for name, mask in self.items():
+            _Zeros(mask)(parameters[name])
 
-    def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+    def hold(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:
         """Keep pruned weights pruned in a training loop of your own.
 
         Now, and after each ``optimizer.step()``, the pruned weights and the optimiser's state at their places
-        (momentum, Adam's moments: whatever has the parameter's shape) are set to zero, so that neither momentum nor
-        weight decay brings them back. Gradients are left as they are. A dense state_dict that is loaded meanwhile is
-        pruned by the next step, or at once by ``apply_``.
+        (momentum, Adam's moments: whatever has the parameter's shape) are set to zero, whatever they are, NaN and
+        infinity among it, so that neither momentum nor weight decay brings them back. Gradients are left as they are,
+        but for those of pruned weights that are NaN or infinite, as that of a norm at 0 is: they become 0 at the end of
+        the backward pass, before clipping and ``GradScaler`` see them.
+
+        ``copy.deepcopy((model, optimizer))`` is held as well. What else becomes of a copy is not: a copy of the model
+        alone with a new optimiser, and what ``torch.load`` gives, where pickling the optimiser warns. There, and after
+        ``model.load_state_dict(..., assign=True)``, which leaves the optimiser with parameters that the model no longer
+        has (the next step warns, and prunes the new ones), build an optimiser and call ``hold`` again. A dense
+        state_dict that is loaded meanwhile is pruned by the next step, or at once by ``apply_``.
 
         Args:
-            model: The model; it gets no hooks.
+            model: The model; its modules get no hooks.
             optimizer: The optimiser of its parameters.
 
         Returns:
@@ -203,36 +209,18 @@ class Masks(Mapping[str, Tensor]):
             MaskError: the masks do not fit, or the optimiser does not train a masked parameter. Where optimisers share
                 a model, each holds the masks of its own parameters: ``Masks({name: masks[name] for name in own})``.
         """
-        if isinstance(model, torch.optim.Optimizer) or isinstance(optimizer, nn.Module):
+        if not isinstance(model, nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
             given = f"hold({type(model).__name__}, {type(optimizer).__name__})"
             raise MaskError(f"{given}: the model comes first, then the optimiser")
-        parameters, factors = self._bind(model)
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for name, parameter in zip(self, parameters, strict=True):
-            if parameter.requires_grad and id(parameter) not in trained:
-                what = "build it from the parameters of this very model; or, where another optimiser trains that one"
-                raise MaskError(f"the optimiser does not hold {name}: {what}, hold with each the masks of its own")
-
-        @torch.no_grad()
-        def again(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            tensors, by = list(parameters), list(factors)
-            for parameter, factor in zip(parameters, factors, strict=True):
-                for state in optimizer.state.get(parameter, {}).values():
-                    if isinstance(state, Tensor) and state.shape == parameter.shape:
-                        tensors.append(state)
-                        by.append(factor)
-            torch._foreach_mul_(tensors, by)
-
-        if self:
-            self.apply_(model)
-            again(optimizer)
-        return optimizer.register_step_post_hook(again if self else lambda *_: None)
-
-    def _bind(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The masked parameters, and their masks as factors of the same device and dtype: bools multiply slower."""
         self.check(model)
         named = maskable(model)
-        return [named[n] for n in self], [mask.to(named[n].device, named[n].dtype) for n, mask in self.items()]
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name in self:
+            if named[name].requires_grad and id(named[name]) not in trained:
+                what = "build it from the parameters of this very model; or, where another optimiser trains that one"
+                raise MaskError(f"the optimiser does not hold {name}: {what}, hold with each the masks of its own")
+        places = [_Held(n, model.get_submodule(layer_of(n)), named[n], _Zeros(mask)) for n, mask in self.items()]
+        return Hold(places, optimizer)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, one byte per entry; at no moment is there half a file under that name.
@@ -297,6 +285,149 @@ class Masks(Mapping[str, Tensor]):
         return f"<table>{caption}<thead>{line(header, 'th')}</thead><tbody>{body}</tbody>{foot}</table>"
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Zeros:
+    """Sets the pruned entries of tensors to 0, in place, whatever they are; a product would leave NaN and infinity NaN.
+
+    Bits are cleared, as fast as a product; to fill by a mask takes ten times as long.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self._bits: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, tensor: Tensor) -> None:
+        whole = _INTEGERS.get(tensor.element_size())
+        if whole is None:
+            tensor.masked_fill_(~self.mask.to(tensor.device), 0)
+            return
+        bits = self._bits.get((tensor.device, whole))
+        if bits is None:
+            bits = self._bits[tensor.device, whole] = self.mask.to(tensor.device, whole).neg_()  # all, of what is kept
+        tensor.view(whole).bitwise_and_(bits)
+
+
+@dataclass
+class _Held:
+    """A parameter that is held: its name, the module that has it (None: not known), itself, and what zeroes it."""
+
+    name: str
+    module: nn.Module | None
+    tensor: Tensor
+    zero: _Zeros
+
+    @torch.no_grad()
+    def clear_gradient(self, parameter: Tensor) -> None:
+        """Hook on a gradient that has been added up: what is no number at a pruned weight becomes 0.
+
+        All others are left: on CPUs Adam's square root of many zeros takes longer than holding masks takes altogether.
+        """
+        gradient = parameter.grad
+        if gradient is None or gradient.layout != torch.strided or gradient.requires_grad:
+            return
+        if not gradient.is_cpu or not math.isfinite(gradient.sum()):  # other devices would have to wait for the answer
+            gradient.masked_fill_(~(gradient.isfinite() | self.zero.mask.to(gradient.device)), 0)
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """The parameter, and the state that the optimiser has of it."""
+        self.zero(self.tensor)
+        for state in optimizer.state.get(self.tensor, {}).values():
+            if isinstance(state, Tensor) and state.shape == self.tensor.shape:
+                self.zero(state)
+
+    def follow(self) -> bool:
+        """Whether the module has another parameter now, which is held instead as far as its shape allows."""
+        own = self.name.rpartition(".")[2]
+        now = None if self.module is None else self.module._parameters.get(own, self.module._buffers.get(own))
+        if now is None or now is self.tensor:
+            return False
+        if now.shape == self.tensor.shape:
+            self.tensor = now
+        else:
+            self.module = None
+        return True
+
+
+class Hold:
+    """Masks held in a model while an optimiser trains it; see ``Masks.hold``."""
+
+    def __init__(self, places: list[_Held], optimizer: torch.optim.Optimizer) -> None:
+        self._places, self._optimizer, self._silent = places, optimizer, False
+        self._hooks = [optimizer.register_step_post_hook(self._after_step)]
+        for place in places:
+            if place.tensor.requires_grad:
+                self._hooks.append(place.tensor.register_post_accumulate_grad_hook(place.clear_gradient))
+        holds = vars(optimizer).setdefault(_HOLDS, [])
+        if not holds:
+            vars(optimizer)["__deepcopy__"] = functools.partial(_copied, optimizer)
+            vars(optimizer)["__getstate__"] = functools.partial(_pickled, optimizer)
+        holds.append(self)
+        self._after_step()
+
+    def remove(self) -> None:
+        """End it: pruned weights are trained like all others from now on."""
+        for hook in self._hooks:
+            hook.remove()
+        own = vars(self._optimizer)
+        if self in own.get(_HOLDS, ()):
+            own[_HOLDS].remove(self)
+            for name in () if own[_HOLDS] else (_HOLDS, "__deepcopy__", "__getstate__"):
+                del own[name]
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        for place in self._places:
+            if place.module is not None and place.follow():
+                what = (
+                    "is another parameter than the one that the optimiser trains, as after load_state_dict(assign=True)"
+                )
+                self._warn(f"{place.name} {what}: build the optimiser anew, and call masks.hold with it")
+            place.clear(self._optimizer)
+
+    def _copy(self, memo: dict[int, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Hold the copies of all parameters with a copy of the optimiser."""
+        tensors = [copy.deepcopy(place.tensor, memo) for place in self._places]
+        modules = [memo.get(id(place.module)) for place in self._places]
+        rows = zip(self._places, modules, tensors, strict=True)
+        Hold([_Held(place.name, module, tensor, place.zero) for place, module, tensor in rows], optimizer)
+
+    def _warn(self, text: str) -> None:
+        """Once for each hold."""
+        if not self._silent:
+            warnings.warn(text, PrunelabWarning, stacklevel=3)
+        self._silent = True
+
+
+_HOLDS = "_masks_held"  # attribute of an optimiser: its holds, which no copy and no pickle takes along by itself
+
+
+def _copied(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+    """``__deepcopy__`` of an optimiser with which masks are held."""
+    own = {name: vars(optimizer).pop(name) for name in (_HOLDS, "__deepcopy__", "__getstate__")}
+    try:
+        made = copy.deepcopy(optimizer, memo)
+    finally:
+        vars(optimizer).update(own)
+    for hold in own[_HOLDS]:
+        hold._copy(memo, made)
+    return made
+
+
+def _pickled(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``__getstate__`` of an optimiser with which masks are held."""
+    text = "masks are held with this optimiser, which pickle leaves out: call masks.hold again after loading"
+    vars(optimizer)[_HOLDS][0]._warn(text)
+    return type(optimizer).__getstate__(optimizer)
+
+
 def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
     """Names of the parameters that may be pruned: weights of two or more dimensions, in the order of the modules.
 
@@ -315,13 +446,11 @@ def prunable(model: nn.Module, layers: Iterable[str] = ()) -> list[str]:
         MaskError: a layer that does not exist, has no such parameter, or whose weight is no plain floating-point
             parameter with values.
     """
-    if not isinstance(model, nn.Module):
-        raise MaskError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    parameters = {name: tensor for name, tensor in maskable(model).items() if isinstance(tensor, nn.Parameter)}
     wanted, modules = named_layers(layers), dict(model.named_modules())
     known = {
         name: module for name, module in modules.items() if isinstance(module, _KINDS) or _is_turned_linear(module)
     }
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in wanted:
         if name not in modules and name not in parameters:
             raise MaskError(f"the model has no layer {name!r}: {nearest(name, known)}")
@@ -364,6 +493,8 @@ def _refuse(layer: str, name: str, weight: Tensor | None) -> None:
         raise MaskError(f"the weight of layer {layer!r} is {why}, {others}")
     if is_lazy(weight):
         raise MaskError(f"layer {layer!r} is lazy and has no shape yet: run one batch through the model, {others}")
+    if weight.is_meta:
+        raise MaskError(f"{name} is on the device meta and has no values: load the weights of the model first")
     if not (weight.is_floating_point() or weight.is_complex()):
         kind = str(weight.dtype).removeprefix("torch.")
         raise MaskError(f"{name} is {kind}, as quantised weights are: prune before you quantise, {others}")
@@ -381,7 +512,7 @@ def named_layers(layers: Iterable[str] | None) -> list[str]:
     names = list(names)
     for name in names:
         if not isinstance(name, str):
-            raise MaskError(f"layers: {name!r:.60} is no name: give names of layers, as in model.named_modules()")
+            raise MaskError(f"layers: {type(name).__name__} is no name: give names as in model.named_modules()")
     return names
 
 
@@ -402,7 +533,13 @@ def _is_turned_linear(layer: nn.Module) -> bool:
 
 
 def maskable(model: nn.Module) -> dict[str, Tensor]:
-    """All that a mask can be for, by name: the parameters, and what the gates let through."""
+    """All that a mask can be for, by name: the parameters, and what the gates let through.
+
+    Raises:
+        MaskError: ``model`` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise MaskError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     gates = ((name, module) for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Gate))
     return found | {f"{name}.open" if name else "open": gate.open for name, gate in gates}
@@ -418,6 +555,8 @@ def _boolean(name: str, mask: Tensor) -> Tensor:
         raise MaskError(f"{name!r}: a mask should be under the name of its parameter, which is a text")
     if not isinstance(mask, Tensor):
         raise MaskError(f"{name}: a mask should be a tensor of True and False, not {type(mask).__name__}")
+    if mask.layout != torch.strided or mask.is_meta or mask.is_quantized or mask.is_complex():
+        raise MaskError(f"{name}: a mask should be a dense tensor of True and False, of values that are known")
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise MaskError(f"{name}: a mask should hold only True and False, or only 1 and 0")
     return mask.detach().to(torch.bool, copy=True)

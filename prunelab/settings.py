@@ -12,6 +12,7 @@ import functools
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -122,13 +123,15 @@ class Train:
     epochs: Annotated[int, Field(ge=1, le=MOST)] = 25
     batch_size: Annotated[int, Field(ge=1, le=MOST)] = 128
     optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of SGD
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # decoupled with adamw, in the gradient with adam and sgd
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = (
+        0.0  # decoupled with adamw, in the gradient with adam and sgd
+    )
     lr_milestones: tuple[
         Annotated[int, Field(ge=1)], ...
     ] = ()  # epochs after which the learning rate is multiplied by lr_factor
-    lr_factor: Annotated[float, Field(gt=0)] = 0.1
+    lr_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     patience: Annotated[int, Field(ge=1)] | None = (
         None  # epochs without a lower validation loss before it stops; None: never
     )
@@ -138,9 +141,9 @@ class Train:
     test_every_epoch: bool = (
         False  # measure the test part each epoch, not only at the end of a round; never used for decisions
     )
-    precision: Literal["float32", "bfloat16"] = (
+    precision: Literal["float32", "bfloat16", "auto"] = (
         "float32"  # of the convolutions while training (and the products of networks that are no plain chain); weights,
-        # their updates and all that is measured are float32
+        # their updates and all that is measured are float32. auto: bfloat16 where it is faster, which the rows say
     )
     validate_every_epoch: bool = (
         True  # False: the validation part is measured only where a round ends, which saves a third of the time and more
@@ -179,13 +182,23 @@ class Prune:
         Annotated[int, Field(ge=1)], ...
     ] = ()  # epochs, from the start of the run, after which it is pruned besides, as when somebody asked for it
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no JSON holds."""
+        for name, value in self.options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"options.{name} = {value}: should be a finite number")
+
     def __hash__(self) -> int:
         return hash(json.dumps(dataclasses.asdict(self), sort_keys=True))
 
 
 @settings
 class Run:
-    """One independent run: everything that decides its numbers, the machine apart."""
+    """One independent run: everything that decides its numbers, the machine apart.
+
+    What trains beside it is nothing of that: on a CPU it has the same bits in every company. Of the machine the number
+    of threads decides too, where the network has convolutions or more than 600,000 parameters.
+    """
 
     data: Data = Data()
     model: Model = Model()

@@ -1,20 +1,17 @@
-"""Files of tensors that notice damage: safetensors with a digest of all that they hold. Nothing is unpickled."""
+"""Files of tensors that notice damage: safetensors with their own digest (``digest``). Nothing is unpickled."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from prunelab import digest
 from prunelab.errors import PrunelabError, first_line
 
 
@@ -47,20 +44,15 @@ class TensorFile:
         Raises:
             PrunelabError: of the class ``error``: the folder does not exist or cannot be written.
         """
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        path = self._path(path)
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        facts = {"format": self.format, **facts}
         try:
-            safetensors.torch.save_file(own, part, metadata={**facts, "digest": _digest(own, facts)})
-            part.replace(path)
+            with digest.sealing(path) as part:
+                safetensors.torch.save_file(own, part, metadata={"format": self.format, **facts, **digest.IN_TENSORS})
         except (OSError, SafetensorError) as error:
             why = "the folder does not exist" if not path.parent.is_dir() else _line(error)
             where = f"{path}: {self.what} cannot be written there"
             raise self.error(f"{where} ({why}): choose another place") from None
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
         return path
 
     def load(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -69,34 +61,34 @@ class TensorFile:
         Raises:
             PrunelabError: of the class ``error``: the file is absent, of another kind, or damaged.
         """
-        path = Path(path)
+        path = self._path(path)
         if not path.is_file():
             raise self.error(f"{path}: there is no such file; {self.writer} writes one")
         again = f"write it again with {self.writer}"
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                facts, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError) as error:  # a header that is no UTF-8 is a ValueError
+            data = path.read_bytes()
+            facts, tensors = digest.metadata(data), safetensors.torch.load(data)
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise self.error(f"{path}: not a file of {self.what} ({_line(error)}): {again}") from None
-        digest, found = facts.pop("digest", None), facts.get("format", "")
-        if digest is None and found in self.older:
+        found = facts.get("format", "")
+        if digest.THIS not in facts and found in self.older:
             return tensors, facts
         if found != self.format:
             raise self.error(
                 f"{path}: not a file of {self.what}: its format is {found!r}, not {self.format!r}: {again}"
             )
-        if digest != _digest(tensors, facts):
+        try:
+            sealed = digest.check(data)
+        except ValueError:
+            sealed = False
+        if not sealed:
             raise self.error(f"{path}: damaged: its contents are not those that were written: {again}")
-        return tensors, facts
+        return dict(sorted(tensors.items())), facts
 
-
-def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """sha256 over the metadata, and name, type, shape and bytes of every tensor."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    def _path(self, path: str | Path) -> Path:
+        if not isinstance(path, str | os.PathLike):
+            raise self.error(f"path is a {type(path).__name__}: should be the path of a file")
+        return Path(path)
 
 
 def _line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,12 @@ def figure():
     saved = gallery.save(None, "dyprune/rate", pd.DataFrame({"weights": [1000], "rate": [0.09]}), facts)
     saved.json.with_suffix(".png").write_bytes(b"a picture")
     return saved.json
+
+
+def as_before_digests(figure):
+    """The facts of a figure, in which no digest stands."""
+    facts = json.loads(figure.read_text())
+    return {name: fact for name, fact in facts.items() if name not in ("files", "sha256_of_this")}
 
 
 # What can be asked for
@@ -207,14 +214,19 @@ def test_status_tells_figures_runs_and_data_sets(call, figure, monkeypatch, tmp_
 def test_verify_believes_the_numbers_and_not_the_verdicts_beside_them(call, figure):
     code, out, _ = call("verify", "dyprune/rate")
     assert code == 0
-    assert out[-1].split() == ["dyprune/rate", "paper", "✓", "13", "of", "13", "confirmed"]
+    assert out[-1].split() == ["dyprune/rate", "paper", "✓", *["13", "of", "13", "checks", "as", "published"]]
 
-    facts = json.loads(figure.read_text())
+    figure.write_text(figure.read_text().replace('"ours": 0.', '"ours": 0.5', 1))
+    code, out, _ = call("verify", "dyprune/rate")
+    assert code == cli.FAILED
+    assert "rate.json: damaged, or no JSON (its bytes are not those that were written); delete it" in out[-1]
+
+    facts = as_before_digests(figure)
     facts["claims"][0]["ours"] = 0.5
     figure.write_text(json.dumps(facts))
     code, out, _ = call("verify", "dyprune/rate")
     assert code == cli.FAILED
-    assert "claim 'rate_403' says 'confirmed', its number gives 'contradicted'" in out[-1]
+    assert "claim 'rate_403' says 'as published', its number gives 'not as published'" in out[-1]
 
 
 def test_verify_of_what_claims_nothing_is_no_failure(call):
@@ -236,7 +248,7 @@ def test_verify_of_what_claims_nothing_is_no_failure(call):
     ],
 )
 def test_verify_says_which_claims_are_damaged(call, figure, damage):
-    facts = json.loads(figure.read_text())
+    facts = as_before_digests(figure)
     damage(facts)
     figure.write_text(json.dumps(facts))
     code, out, err = call("verify", "dyprune/rate")
@@ -255,6 +267,26 @@ def test_verify_misses_a_file(call, figure, ending):
     )
 
 
+def test_verify_opens_the_numbers_beside_a_figure(call, figure):
+    figure.with_suffix(".csv").write_text("weights,rate\n1000,0.08\n")
+    code, out, _ = call("verify", "rate")
+    assert code == cli.FAILED
+    assert "figures/dyprune/rate.csv is not what was saved with it; run `prunelab reproduce dyprune/rate" in out[-1]
+
+
+def test_verify_opens_the_numbers_of_a_picture(call, monkeypatch, tmp_path):
+    shutil.copytree(paths.root() / "figures" / "dropnet", tmp_path / "dropnet")
+    monkeypatch.setenv("PRUNELAB_FIGURES", str(tmp_path))
+    assert call("verify", "dropnet/figure_13")[0] == 0
+    table = tmp_path / "dropnet" / "figure_13.csv"
+    points = pd.read_csv(table)
+    points.assign(ours=points["ours"] - 0.5).to_csv(table, index=False)
+    code, out, _ = call("verify", "dropnet/figure_13")
+    assert (code, "of the points agree" in out[-1]) == (cli.FAILED, True)
+    table.write_bytes(b"\xff\x00")
+    assert call("verify", "dropnet/figure_13")[0] == cli.FAILED
+
+
 def test_verify_of_what_was_never_made_says_so_and_fails(call):
     code, out, _ = call("verify")
     assert code == cli.FAILED
@@ -267,14 +299,14 @@ def test_readme_writes_its_table_once(call, monkeypatch, tmp_path):
     file = tmp_path / "README.md"
     marks = f"{readme.FAST}\n{readme.FASTER}\n"
     file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\n{marks}after\n")
-    assert call("readme") == (0, ["README.md and the index notebook were brought up to date"], [])
+    assert call("readme") == (0, ["README.md, figures/README.md and the index notebook were brought up to date"], [])
     text = file.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "\nold\n" not in text
     assert f"| DyPrune | 0 of {len(papers.artefacts('dyprune'))} | 0 |" in text
-    assert text.count("not made yet") == len(papers.artefacts())
-    assert call("readme") == (0, ["README.md and the index notebook are up to date"], [])
+    assert (paths.figures() / "README.md").read_text().count("Not made yet.") == len(papers.artefacts())
+    assert call("readme") == (0, ["README.md, figures/README.md and the index notebook are up to date"], [])
 
     file.write_text("no table")
     code, _, err = call("readme")
@@ -343,6 +375,18 @@ def test_runs_travel_and_what_is_there_stays(call, monkeypatch, tmp_path):
     assert call("runs", "import", archive) == (0, ["1 new, 1 existing, 0 busy"], [])
     assert Store().ids() == ids
     assert call("runs", "export", tmp_path / "one.tar", ids[1]) == (0, [f"1 runs in {tmp_path / 'one.tar'}"], [])
+
+
+def test_damaged_runs_are_named_and_dropped_when_told(call):
+    ids = [save(RUNS[0]), save(RUNS[1], "failed"), save(RUNS[2], "interrupted")]
+    assert call("runs", "check") == (0, ["3 sound"], [])
+    masks = paths.runs() / ids[0] / "masks.safetensors"
+    masks.write_bytes(masks.read_bytes()[:-1])
+    for words, code, left in (((), 1, ids), (("--repair",), 0, ids[1:]), ((), 0, ids[1:])):
+        found, out, _ = call("runs", "check", *words)
+        assert (found, Store().ids(unfinished=True)) == (code, left)
+        assert out[0].startswith(f"{masks} is damaged (") == (len(out) == 2)
+        assert out[0].endswith(": dropped") == bool(words)
 
 
 def test_an_archive_that_cannot_be_written_or_read_is_one_line(call, tmp_path):

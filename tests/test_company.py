@@ -50,7 +50,7 @@ def test_an_unstable_training_is_the_same_alone_and_beside_one_two_and_six_other
 
 
 def test_a_killed_population_of_eight_goes_on_in_other_company_and_ends_with_the_numbers_of_alone(tmp_path):
-    class Killed(Exception):
+    class Killed(Exception):  # noqa: N818
         pass
 
     prune = Prune("magnitude", amount=0.4, rounds=2, recover="finetune")
@@ -122,5 +122,6 @@ def test_a_slot_follows_from_the_run_alone_and_has_room():
     for full in (1, 3, 10, 40, 300, 784):
         sizes = {slot(size, full) for size in range(1, full + 1)}
         assert all(size <= slot(size, full) <= max(size + 1, 1.5 * size) for size in range(1, full + 1))
-        assert full in sizes and len(sizes) <= 2 * full.bit_length()
+        assert full in sizes
+        assert len(sizes) <= 2 * full.bit_length()
         assert all(slot(size, full) == size for size in sizes)

@@ -13,7 +13,7 @@ from prunelab import pruners
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
 from prunelab.models import mlp
-from prunelab.pruners import erk, prune
+from prunelab.pruners import METHODS, erk, prune
 from prunelab.pruners.criterion import Criterion
 from prunelab.pruners.scores import input_norms, loss_gradients
 from prunelab.settings import Prune
@@ -200,8 +200,8 @@ def test_scores_that_would_say_nothing_are_refused(method):
         prune(model, method, 0.5, batches=[(x, x)], loss=lambda out, y: (0 * out).sum())
     with pytest.raises(PrunelabError, match="is the forward of the model under no_grad"):
         prune(model, method, 0.5, batches=[(x, x)], loss=lambda out, y: out.detach().sum())
-    with pytest.raises(PrunelabError, match=r"loss= gave shape \(\d, 1\)"):
-        prune(model, method, 0.5, batches=[(x, x)], loss=lambda out, y: out)
+    with pytest.raises(PrunelabError, match=r"loss= gave shape \(\d, 8\)"):
+        prune(model[:2], method, 0.5, batches=[(x, x)], loss=lambda out, y: out)
     three = nn.Sequential(nn.Linear(4, 3))
     for y, what in (
         (torch.full((6,), 3), "a target is class 3, and the model gives 3"),
@@ -210,6 +210,25 @@ def test_scores_that_would_say_nothing_are_refused(method):
     ):
         with pytest.raises(PrunelabError, match=what):
             prune(three, method, 0.5, batches=[(x, y)])
+
+
+@pytest.mark.parametrize("method", sorted(n for n, m in METHODS.items() if issubclass(m.pruner, pruners.Ranking)))
+def test_inputs_that_the_model_does_not_take_are_told_in_one_line(method):
+    torch.manual_seed(0)
+    model, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.arange(6) % 3
+    how = {"granularity": "neuron"} if method == "fpgm" else {}
+    if pruners.build(Prune(method, options=how)).reads == "nothing":
+        return
+    for x, y_, words in (
+        (torch.randn(6, 5), y, "Sequential does not take"),
+        (torch.zeros(6, 4, dtype=torch.long), y, "Sequential does not take"),
+        (torch.randn(6, 4), y[:5], "a batch has 6 inputs and 5 targets: should be as many"),
+    ):
+        if len(y_) < 6 and pruners.build(Prune(method, options=how)).reads == "inputs":
+            continue
+        with pytest.raises(PrunelabError, match=words) as caught:
+            prune(model, method, 0.5, batches=[(x, y_)], **how)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["wanda", "taylor", "apoz", "magnitude", "nnrelief", "dropnet", "random", "n_of_m"])

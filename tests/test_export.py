@@ -18,7 +18,7 @@ from prunelab import models
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners import prune
 from prunelab.settings import Model
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 from prunelab.structure.export import (
     ExportError,
     SparseLinear,
@@ -32,6 +32,8 @@ from prunelab.structure.export import (
     to_torch_prune,
 )
 from prunelab.tensor_file import TensorFile
+
+pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 
 
 def small_net():
@@ -97,7 +99,7 @@ def test_whole_numbers_in_modules_of_any_class_come_back(tmp_path):
     assert (again.widths, again.mix.head_dim, again.norm.normalized_shape) == ((2, 2), 2, (4,))
     with pytest.raises(ExportError, match=r"the file has no '0.weight': it was saved from another model"):
         load(tmp_path / "net", small_net())
-    with pytest.raises(ExportError, match="model is a type: give load a network"):
+    with pytest.raises(ExportError, match=r"model is a type: give a torch.nn.Module"):
         load(tmp_path / "net", Own)
 
 
@@ -357,6 +359,14 @@ def test_masks_of_torch_come_in_and_go_out():
     assert int(from_torch_prune(model)["6.weight"].sum()) == 18
     with pytest.raises(ExportError, match="has pruned nothing"):
         from_torch_prune(model)
+
+
+def test_spectral_norm_is_not_taken_for_the_pruning_of_torch():
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(ExportError, match="has pruned nothing"):
+        from_torch_prune(model)
+    torch_prune.l1_unstructured(model[2], "weight", 0.5)
+    assert from_torch_prune(model).counts == {"2.weight": 32}
 
 
 def test_sparse_layers_compute_the_same():

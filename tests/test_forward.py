@@ -91,7 +91,7 @@ def test_a_look_leaves_model_data_and_random_numbers_as_they_were(net, look):
 
 def test_a_look_that_fails_leaves_it_too(net):
     before = state(net)
-    with pytest.raises(RuntimeError), looking(net):
+    with pytest.raises(PrunelabError, match="does not take inputs of shape"), looking(net):
         call(net, torch.rand(4, 7))
     assert same(state(net), before)
 

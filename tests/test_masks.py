@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils import prune as torch_prune
 
+from prunelab.errors import PrunelabWarning
 from prunelab.masks import MaskError, Masks, prunable
 
 
@@ -205,8 +206,8 @@ def test_a_shared_weight_is_pruned_once():
             "layer 'relu' is a ReLU, which has no weight of two or more dimensions itself: known: first, last, second",
         ),
         ([""], "layer '' is a Sequential"),
-        (5, "layers: 5 is no name"),
-        ([("first",)], "layers: ('first',) is no name"),
+        (5, "layers: int is no name"),
+        ([("first",)], "layers: tuple is no name: give names as in model.named_modules()"),
     ],
 )
 def test_a_layer_that_cannot_be_pruned_is_refused_by_name(layers, words):
@@ -228,6 +229,8 @@ def test_models_without_plain_weights_are_refused():
         with pytest.raises(MaskError, match=computed):
             prunable(model)
         assert prunable(model, ["1"]) == ["1.weight"]
+    with pytest.raises(MaskError, match=r"0.weight is on the device meta and has no values: load"):
+        prunable(nn.Sequential(nn.Linear(3, 3, device="meta")))
     whole = nn.Linear(3, 3)
     whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(MaskError, match=r"0.weight is int8, as quantised weights are: prune before you quantise"):
@@ -395,6 +398,80 @@ def test_an_optimiser_of_another_model_is_refused():
         half(model).hold(model, OPTIMISERS["sgd"](copy.deepcopy(model).parameters()))
     model.first.weight.requires_grad_(False)
     half(model).hold(model, OPTIMISERS["sgd"]([p for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["sgd", "adam fused", "rmsprop"])
+def test_no_gradient_brings_a_pruned_weight_back(name, odd):
+    model, oracle = mlp(), mlp()
+    masks = half(model)
+    optimizer, other = OPTIMISERS[name](model.parameters()), OPTIMISERS[name](oracle.parameters())
+    masks.hold(model, optimizer)
+    masks.hold(oracle, other)
+    for step in range(3):
+        for network, rule in ((model, optimizer), (oracle, other)):
+            rule.zero_grad()
+            network(torch.ones(4, 6)).square().mean().backward()
+            if step == 0 and network is model:
+                network.first.weight.grad[~masks["first.weight"]] = odd
+            rule.step()
+        assert revived(model, masks) == 0
+    for a, b in zip(model.parameters(), oracle.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_gradient_of_a_norm_at_0_does_not_reach_clipping_and_finite_ones_are_left():
+    model = mlp()
+    masks = half(model) & Masks({"first.weight": (torch.arange(8) > 3)[:, None].expand(8, 6)})
+    masks.hold(model, optimizer := OPTIMISERS["sgd"](model.parameters()))
+    (model(torch.ones(4, 6)).square().mean() + model.first.weight.square().sum(1).sqrt().sum()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert model.second.weight.grad[~masks["second.weight"]].any()
+    assert nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite()
+    optimizer.step()
+    assert revived(model, masks) == 0
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("first", ["model", "optimiser"])
+def test_a_copy_of_model_and_optimiser_is_held_too_and_by_itself(first):
+    model = mlp()
+    masks = half(model)
+    optimizer = OPTIMISERS["adamw"](model.parameters())
+    parts = [Masks({n: m for n, m in masks.items() if n.startswith("first") is own}) for own in (True, False)]
+    handles = [part.hold(model, optimizer) for part in parts]
+    train(model, optimizer)
+    if first == "model":
+        twin, rule = copy.deepcopy((model, optimizer))
+    else:
+        rule, twin = copy.deepcopy((optimizer, model))
+    for handle in handles:
+        handle.remove()
+    train(twin, rule)
+    assert revived(twin, masks) == 0
+    train(model, optimizer)
+    assert revived(model, masks) > 0
+    assert copy.deepcopy(optimizer).state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert not [name for name in vars(optimizer) if "held" in name or name.endswith("copy__")]
+
+
+def test_a_hold_that_is_lost_says_so_in_one_line(tmp_path):
+    model = mlp()
+    masks = half(model)
+    masks.hold(model, optimizer := OPTIMISERS["sgd"](model.parameters()))
+    torch.save(optimizer.state_dict(), tmp_path / "state")
+    with pytest.warns(PrunelabWarning, match=r"^masks are held with this optimiser, .* call masks.hold again after"):
+        torch.save((model, optimizer), tmp_path / "both")
+    again, rule = torch.load(tmp_path / "both", weights_only=False)
+    masks.hold(again, rule)
+    train(again, rule)
+    assert revived(again, masks) == 0
+    again.load_state_dict(mlp(seed=4).state_dict(), assign=True)
+    with pytest.warns(
+        PrunelabWarning, match=r"^first.weight is another parameter than the one that the optimiser trains"
+    ):
+        train(again, rule, steps=2)  # once, and from then on what the model has now is pruned
+    assert revived(again, masks) == 0
 
 
 # -------------------------------------------------------------------------------------------- it is a plain module

@@ -23,7 +23,12 @@ NETWORKS = {
     "vgg11": (6, 8, 8, 10, 10, 12),
 }
 SGD = Train(epochs=2, batch_size=20, optimiser="sgd", lr=0.02, momentum=0.9)
-ADAM = Train(epochs=2, batch_size=20, lr=0.002)
+DECAYING = [
+    Train(epochs=2, batch_size=20, optimiser="sgd", lr=0.02, weight_decay=0.05),
+    Train(epochs=2, batch_size=20, optimiser="sgd", lr=0.02, momentum=0.9, weight_decay=0.05),
+    Train(epochs=2, batch_size=20, optimiser="adam", lr=0.002, weight_decay=0.05),
+    Train(epochs=2, batch_size=20, optimiser="adamw", lr=0.002, weight_decay=0.05),
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,9 @@ def trained(model, masks, settings, data, epochs=2):
     return member, population.evaluate([member], data.test)[0]
 
 
-@pytest.mark.parametrize(("name", "settings"), [*((name, SGD) for name in NETWORKS), ("resnet20", ADAM)])
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, SGD) for name in NETWORKS), *(("resnet20", settings) for settings in DECAYING)]
+)
 def test_the_narrowed_network_learns_what_the_whole_one_does(digits, name, settings, monkeypatch):
     start = smooth(net(name))
     gates = [n for n, m in start.named_modules() if isinstance(m, Gate)]
@@ -89,6 +96,43 @@ def test_the_narrowed_network_learns_what_the_whole_one_does(digits, name, setti
     small.model.eval()
     whole.model.eval()
     torch.testing.assert_close(small.model(x), whole.model(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [*DECAYING, SGD], ids=lambda s: f"{s.optimiser} {s.momentum:g} {s.weight_decay:g}")
+@pytest.mark.parametrize("name", ["mlp", "dropnet_b"])
+def test_weights_that_read_a_unit_left_out_decay_and_move_as_if_it_were_there(digits, name, settings, monkeypatch):
+    """Also the moments that they had before the unit went go on."""
+
+    def run():
+        start = models.build(Model(name, (6, 5)), (1, 8, 8), 10, 0)
+        member = Member(start, settings, Masks.ones(start), generator(0, "order"))
+        population = Population(digits)
+        population.epoch([member])
+        layer = next(iter(dict(start.named_parameters()))).partition(".")[0]
+        masks = unit_masks(start, {layer: torch.arange(6) > 1})
+        member.change(member.model, masks, member.moments)
+        assert bool(member.part(digits).index) == (train.narrow is narrow)
+        for _ in range(2):
+            population.epoch([member])
+        return member
+
+    small = run()
+    monkeypatch.setattr(train, "narrow", lambda model, masks, example: Narrow(model, masks, {}))
+    whole = run()
+    key = [name for name, parameter in whole.model.named_parameters() if parameter.dim() > 1][1]
+    read = len(whole.model.get_parameter(key)[0]) // 6 * 2  # of both units, flattened maps too
+    for parts in [lambda m: dict(m.model.named_parameters()), *(lambda m, k=k: m.moments[k] for k in whole.moments)]:
+        assert torch.equal(parts(small)[key][:, :read], parts(whole)[key][:, :read])
+        assert parts(whole)[key][:, :read].any()
+        for name, value in parts(whole).items():
+            torch.testing.assert_close(parts(small)[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_with_a_penalty_stays_whole(digits):
+    start = models.build(Model("mlp", (6, 5)), (1, 8, 8), 10, 0)
+    masks = unit_masks(start, {"hidden_1": torch.arange(6) > 1})
+    member = Member(start, SGD, masks, generator(0, "order"), penalty=lambda model: {})
+    assert member.part(digits).model is start
 
 
 def gradients(model, logits):

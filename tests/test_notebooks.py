@@ -34,8 +34,11 @@ def test_a_notebook_takes_the_values_of_every_preset(artefact, preset):
 def test_a_notebook_leaves_its_values_to_the_preset_and_says_what_was_overridden(artefact):
     own = declared_parameters(paths.notebooks() / artefact.notebook)
     assert own["preset"].default == "quick"
-    assert set(own) - {"preset", "jobs", "device"} == artefact.parameters("quick").keys() - {"preset"}
-    assert {own[name].default for name in set(own) - {"preset", "device"}} <= {None}
+    assert set(own) - {"jobs", "device"} == artefact.parameters("quick").keys()
+    assert {own[name].default for name in set(own) - {"preset", "device", "figure"}} <= {None}
+    if artefact.kind:
+        first = papers.artefact(f"{artefact.paper}/{own['figure'].default}")
+        assert first.notebook == artefact.notebook
     code = (paths.notebooks() / artefact.notebook).read_text(encoding="utf-8")
     assert "use = papers.chosen(ARTEFACT, globals())" in code
     assert not re.search(r"[(,:] preset[,)]", code)  # a label without what was overridden

@@ -7,12 +7,26 @@ from types import SimpleNamespace
 import pytest
 
 from prunelab import papers, stats
-from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Claim, PapersError
-from prunelab.plots import tables
+from prunelab.papers import (
+    AS_PUBLISHED,
+    CONFIRMED,
+    CONTRADICTED,
+    KINDS,
+    NO,
+    NOT_AS_PUBLISHED,
+    NOT_HERE,
+    NOT_MEASURED,
+    ONE_RUN,
+    UNDECIDED,
+    YES,
+    Claim,
+    PapersError,
+)
+from prunelab.plots import gallery, tables
 
 
-def claim(rule, reported=None, tolerance=0.0):
-    return Claim("c", "text", "source", rule, "quantity", reported, tolerance)
+def claim(rule, reported=None, tolerance=0.0, kind="claim"):
+    return Claim("c", "text", "source", rule, "quantity", reported, tolerance, kind)
 
 
 def interval(mean, half, n=3):
@@ -41,15 +55,65 @@ def interval(mean, half, n=3):
         ("order", None, 0.01, interval(-0.02, 0.005), CONTRADICTED),
         ("shown", None, 0, True, CONFIRMED),
         ("shown", None, 0, False, CONTRADICTED),
+        ("shown", None, 0, interval(1.0, 0.0), CONFIRMED),
+        ("shown", None, 0, interval(0.5, 0.3), UNDECIDED),  # seen in some runs
     ],
 )
 def test_the_interval_decides_by_the_rule(rule, reported, tolerance, ours, verdict):
     assert papers.judge(claim(rule, reported, tolerance), ours) == verdict
 
 
-@pytest.mark.parametrize("rule", ["at_least", "at_most", "within"])
-def test_one_run_alone_decides_nothing(rule):
-    assert papers.judge(claim(rule, 0.5), stats.mean_interval([0.9])) == UNDECIDED
+@pytest.mark.parametrize("rule", ["at_least", "at_most", "within", "order", "shown"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_run_alone_decides_nothing(rule, kind):
+    reported = None if rule in ("order", "shown") else 0.5
+    for value in (0.0, 1.0):
+        assert papers.judge(claim(rule, reported, kind=kind), stats.mean_interval([value])) == ONE_RUN
+
+
+def test_each_kind_has_its_own_words_and_only_a_claim_needs_the_papers_budget():
+    good, bad = interval(1.0, 0.1), interval(-1.0, 0.1)
+    words = {"claim": (CONFIRMED, CONTRADICTED), "check": (AS_PUBLISHED, NOT_AS_PUBLISHED), "question": (YES, NO)}
+    for kind, (yes, no) in words.items():
+        own = claim("order", kind=kind)
+        assert (papers.judge(own, good, level=False), papers.judge(own, bad, level=True)) == (yes, no)
+        assert papers.judge(own, bad, level=False) == (NOT_HERE if kind == "claim" else no)
+        assert papers.judge(own, interval(0.0, 1.0), level=False) == UNDECIDED
+
+
+def test_a_published_preset_is_at_the_papers_level_unless_more_than_its_seeds_was_overridden():
+    own = papers.artefact("dyprune/table_fashion_mnist")
+    row = next(c for c in own.claims if c.kind == "claim")
+    given = {"figure": "table_fashion_mnist", "preset": "paper"}
+
+    def level(**more):
+        return papers.library.at_level(own, row, papers.chosen(own.id, given | more))
+
+    assert level()
+    assert level(seeds=3)  # fewer runs widen the interval, and that decides
+    assert not level(epochs=3)
+    assert not level(preset="quick")
+    lost = papers.verdicts(papers.chosen(own.id, given), {"headline_faithful": interval(-5.0, 1.0)})
+    assert lost.set_index("claim").loc["headline_faithful", "verdict"] == CONTRADICTED
+    lost = papers.verdicts(papers.chosen(own.id, given | {"epochs": 2}), {"headline_faithful": interval(-5.0, 1.0)})
+    assert lost.set_index("claim").loc["headline_faithful", "verdict"] == NOT_HERE
+
+
+def test_stored_rows_are_judged_by_todays_rules_and_a_new_claim_is_not_measured():
+    judged = papers.verdicts("dyprune/claim_98", {"iris": interval(0.5, 0.2)}, seen={"iris": "99 % gone"})
+    rows = gallery.plain(judged)
+    again = papers.rejudged(papers.artefact("dyprune/claim_98"), rows)
+    assert gallery.plain(again) == rows
+    rows[0]["ours"] = -3.0
+    assert papers.rejudged(papers.artefact("dyprune/claim_98"), rows[:1])[0]["verdict"] == NO
+    assert {row["verdict"] for row in papers.rejudged(papers.artefact("dyprune/claim_98"), [])} == {NOT_MEASURED}
+
+
+def test_no_committed_claim_is_contradicted_below_the_papers_level(monkeypatch):
+    monkeypatch.delenv("PRUNELAB_FIGURES")
+    for artefact in papers.artefacts():
+        for row in (gallery.saved(artefact.figure) or {}).get("claims") or []:
+            assert row["verdict"] != CONTRADICTED or row["level"], (artefact.id, row["claim"])
 
 
 @pytest.mark.parametrize("ours", [None, math.nan, stats.mean_interval([])])
@@ -67,16 +131,16 @@ def test_every_claim_gets_a_row_and_what_was_left_out_is_not_measured():
     seen = papers.verdicts("dyprune/training", {"prunings": 7, "pruned_in_both_halves": True})
     assert list(seen["claim"]) == [c.id for c in papers.artefact("dyprune/training").claims]
     row = seen.set_index("claim").loc["at_most_8"]
-    assert (row["reported"], row["ours"], row["difference"], row["verdict"]) == (8, 7, -1, CONFIRMED)
+    assert (row["reported"], row["ours"], row["difference"], row["verdict"]) == (8, 7, -1, AS_PUBLISHED)
     assert math.isnan(row["n"])
     assert set(seen.loc[seen["ours"].isna(), "verdict"]) == {NOT_MEASURED}
 
 
 def test_the_interval_and_its_n_are_in_the_verdict():
     ours = stats.mean_interval([98.9, 99.1, 98.8])
-    row = papers.verdicts("dyprune/claim_98", {"parameters_removed_percent": ours}).iloc[0]
+    row = papers.verdicts("dyprune/claim_98", {"iris": ours}).iloc[0]
     assert row["interval"] == pytest.approx(4.302653 * 0.152753 / math.sqrt(3), rel=1e-5)  # t, sd and n by hand
-    assert (row["n"], row["verdict"]) == (3, CONFIRMED)
+    assert (row["n"], row["verdict"]) == (3, YES)
 
 
 def test_a_number_that_no_claim_asks_for_is_refused_with_the_nearest():
@@ -97,9 +161,11 @@ def test_a_wrong_artefact_or_paper_gets_the_nearest():
 
 def test_every_artefact_of_the_package_has_a_paper_three_presets_and_its_own_names():
     for artefact in papers.artefacts():
-        assert artefact.notebook == f"{artefact.id}.ipynb"
+        name = f"{artefact.paper}/{artefact.kind}" if artefact.kind else artefact.id
+        assert artefact.notebook == f"{name}.ipynb"
         assert artefact.figure == artefact.id
         assert artefact.claims or "is our own" in artefact.note, artefact.id
+        assert all(c.source and not c.source.startswith("our own") for c in artefact.claims if c.kind == "claim")
         assert artefact.parameters("smoke")["preset"] == "smoke"
     assert {a.id for a in papers.artefacts("dyprune")} >= {"dyprune/rate", "dyprune/claim_98"}
 
@@ -182,8 +248,9 @@ def test_a_notebook_takes_what_was_given_and_else_the_presets_values():
     use = papers.chosen("dyprune/table_iris", {"preset": "quick", "seeds": 1, "epochs": 25, "hidden": None, "other": 3})
     assert (use.seeds, use.epochs, use.hidden, use.preset) == (1, 25, [100, 100, 100], "quick")
     assert use.overridden == {"seeds": 1}  # 25 epochs are the preset's own
-    assert use.values == {"hidden": [100] * 3, "epochs": 25, "seeds": 1, "published_seeds": 10}
-    assert use.without("hidden", "epochs") == {"seeds": 1, "published_seeds": 10}
+    more = {"data": "iris", "train_size": 0, "published_seeds": 10}
+    assert use.values == {"hidden": [100] * 3, "epochs": 25, "seeds": 1, **more}
+    assert use.without("hidden", "epochs") == {"seeds": 1, **more}
     assert str(use).endswith("; given: seeds = 1")
     with pytest.raises(PapersError, match="preset 'qick': did you mean 'quick'"):
         papers.chosen("dyprune/table_iris", {"preset": "qick"})

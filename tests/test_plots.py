@@ -110,7 +110,7 @@ def test_the_rate_curve_marks_the_fixed_point_and_the_prunings():
     )
     rule, way = plots.rate_curve(points, events).axes
     assert 400 in [found.get_xdata()[0] for found in rule.lines]
-    assert list(line(way, "formula").get_ydata()) == [5000, 3750, 2900]
+    assert list(line(way, "formula").get_ydata()) == pytest.approx([5000, 3750, 2900])
     assert len(plots.rate_curve(points).axes) == 1
     assert "5,000 weights become 2,900 in 2 prunings" in plots.rate_curve(points, events).alt
 
@@ -179,15 +179,64 @@ def test_strategies_stand_in_the_order_of_the_table_with_all_their_runs():
     assert "l1: 81.00 % ± 2.48" in picture.alt
 
 
-def test_intervals_of_few_runs_get_no_room_beyond_what_is_possible_or_far_from_the_runs():
+def test_no_axis_goes_beyond_what_is_possible():
     wild = rounds().assign(test_accuracy=[0.9, 0.9, 0.9, 0.2, 0.9, 0.99, 0.1, 0.9, 1.0])
     low, high = plots.accuracy_against_compression(wild).axes[0].get_ylim()
     assert low >= -3
     assert high <= 103
-    seconds = plots.strategies(rounds(2).assign(seconds=[1.0, 2.0] * 3), metrics=["seconds"]).axes[0]
-    assert seconds.get_xlim() == pytest.approx((0, 3))  # the intervals reach from -4.9 to 7.9
-    apart = plots.strategies(rounds(2).assign(seconds=[1.0, 9.0] * 3), metrics=["seconds"]).axes[0]
-    assert apart.get_xlim() == pytest.approx((0, 17))  # no time is below 0
+
+
+def test_where_an_interval_says_nothing_there_are_the_runs_and_no_bar():
+    means = pd.DataFrame(
+        {"test_accuracy": [0.9] * 4, "test_accuracy_half": [0.1, 0.101, 0.1, math.nan], "n": [3, 3, 2, 1]}
+    )
+    assert marks.reach(means, "test_accuracy")["up"].notna().tolist() == [True, False, False, False]
+    two = plots.accuracy_against_compression(rounds(2))
+    assert not np.isfinite(
+        np.concatenate([part for bar in two.axes[0].collections for part in bar.get_segments()])
+    ).any()
+    assert "t interval" not in " ".join(words(two))
+    three = plots.accuracy_against_compression(rounds())
+    assert "none of fewer than 3 runs" not in " ".join(words(three))
+
+
+def test_a_line_joins_means_of_as_many_runs_only():
+    rows = pd.DataFrame(
+        {"seed": [0, 1, 2] * 3, "round": [0] * 3 + [1] * 3 + [2] * 3, "test_accuracy": [0.9, 0.8, 0.7] * 3}
+    )
+    ax = plots.curve(rows[:-1], "round", "test_accuracy").axes[0]  # one run has a round less
+    joined, alone = (found for found in ax.lines if found.get_markersize() == 6.5)
+    assert [list(found.get_xdata()) for found in (joined, alone)] == [[0, 1], [2]]
+    assert (alone.get_linestyle(), alone.get_markerfacecolor()) == ("None", "none")
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_log():
+    rows = pd.DataFrame({"strategy": "a", "compression_ratio": [2.0, 4.0, 8.0]})
+    found = marks.means(rows, ["strategy"], ["compression_ratio"]).iloc[0]
+    times = 2 ** (4.302653 / math.sqrt(3))  # the logs are a factor of 2 apart: their deviation is log 2
+    assert found["compression_ratio"] == pytest.approx(4)
+    assert found["compression_ratio_times"] == pytest.approx(times, rel=1e-5)
+    ends = marks.reach(marks.means(rows, ["strategy"], ["compression_ratio"]), "compression_ratio").iloc[0]
+    assert ends.tolist() == pytest.approx([4 - 4 / times, 4 * times - 4], rel=1e-5)
+
+
+def test_a_mean_beyond_the_window_is_written_at_its_edge():
+    rows = pd.DataFrame({"strategy": [*"aaabbb"], "test_accuracy": [0.9, 0.91, 0.92, 0.1, 0.11, 0.12]})
+    shown = {"guides": {"test_accuracy": 89}, "windows": {"test_accuracy": (80, 100)}}
+    ax = plots.strategies(rows, metrics=["test_accuracy"], **shown).axes[0]
+    assert ax.get_xlim() == (80, 100)
+    assert "← 11" in [text.get_text() for text in ax.texts]
+    assert 89 in [found.get_xdata()[0] for found in ax.lines]
+    means = pd.DataFrame({"strategy": ["a"], "test_accuracy": [0.91], "test_accuracy_half": [0.02], "n": [3]})
+    ax = plots.strategies(means, metrics=["test_accuracy"]).axes[0]
+    assert [len(found.get_xdata()) for found in ax.lines if found.get_markersize() == 3] == []  # no runs, no dots
+
+
+def test_the_runs_behind_a_picture_are_saved_one_line_each_without_their_settings():
+    rows = pd.DataFrame({"seed": [0, 1], "round": 0, "test_accuracy": [0.9, 0.8], "train.lr": 0.1})
+    numbers = pd.DataFrame({"x": [1]})
+    base = plots.save(None, "p/a", numbers, {"preset": "quick"}, runs=rows).csv
+    assert base.with_name("a_runs.csv").read_text().splitlines() == ["seed,round,test_accuracy", "0,0,0.9", "1,0,0.8"]
 
 
 def test_a_single_seed_has_no_interval_and_says_so():
@@ -348,7 +397,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(change, mess
 def test_a_damaged_provenance_is_named_and_not_overwritten():
     found = saved("quick")
     found.json.write_text("{")
-    with pytest.raises(PrunelabError, match=r"a\.json: not readable as JSON .* delete it"):
+    with pytest.raises(PrunelabError, match=r"a\.json: damaged, or no JSON .* delete it"):
         saved("quick")
     assert found.json.read_text() == "{"
 
@@ -413,16 +462,18 @@ def test_reported_curves_are_drawn_under_ours_and_counted():
     picture = plots.beside_reported(points, "test_accuracy", title="T")
     assert "min: 1 of 2 points agree" in picture.alt
     assert "max: no reported values" in picture.alt
-    assert titles(picture) == ["ours: test accuracy (%)", "min: 1 of 2 agree", "max"]
+    together = ["ours: test accuracy (%)", "reported: test accuracy (%)"]
+    assert titles(picture) == [*together, "min: 1 of 2 agree", "max"]
+    assert [len(found.get_xdata()) for found in picture.axes[1].lines] == [2, 0]  # of max nothing is known
     assert picture.axes[0].get_xlim()[0] > picture.axes[0].get_xlim()[1]  # from the whole network to nothing
     assert keys(picture) == ["min", "max", "reported, with its interval"]
-    rule = "agree: no further apart than both half intervals and 1.5 points"
+    rule = "agree: no further from the reported interval than 1.5 points, or than our own interval, where it is narrow"
     assert f"n = 3 seeds · mean ± 95 % t interval; {rule}" in words(picture)
     few = points.assign(agrees=[True, None, None], strategy=["0.2", "0.2", "0.9"])  # fractions that go in each round
     picture = plots.beside_reported(few, "test_accuracy")
-    assert titles(picture)[1:] == ["p = 0.2: 1 of 2 agree, 1 undecided", "p = 0.9"]
+    assert titles(picture)[2:] == ["p = 0.2: 1 of 2 agree, 1 undecided", "p = 0.9"]
     assert keys(picture)[:2] == ["p = 0.2", "p = 0.9"]
-    assert any(text.endswith("undecided: only by the width of our interval") for text in words(picture))
+    assert "undecided: only by the width of our interval" in " ".join(words(picture)).replace("\n", " ")
 
 
 def titles(picture):
@@ -439,7 +490,7 @@ def test_levels_that_are_not_as_published_are_not_counted_and_nothing_reported_n
          "reported_half": 0.01, "agrees": [True, False]}
     )  # fmt: skip
     picture = plots.beside_reported(points, "test_accuracy", judged=False)
-    assert titles(picture)[1:] == ["min"]
+    assert titles(picture)[2:] == ["min"]
     assert keys(picture) == ["min", "reported, with its interval"]
     assert not [text for text in [picture.alt, *words(picture)] if "agree" in text]
     alone = plots.beside_reported(points.assign(reported=np.nan, agrees=None), "test_accuracy")

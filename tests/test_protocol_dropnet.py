@@ -9,8 +9,9 @@ import pytest
 
 from prunelab import papers
 from prunelab.errors import PrunelabError
+from prunelab.papers.curves import plain
 from prunelab.papers.dropnet.study import FIGURES, dropnet, left_after_rounds
-from prunelab.papers.reported import READING, agreeing, beside, lead, loss_at, reported
+from prunelab.papers.reported import CLOSE, READING, agreeing, beside, lead, loss_at, reported
 
 
 def test_counts_are_those_of_the_paper():
@@ -125,18 +126,18 @@ def table(values, strategy="min"):
     )
 
 
-def test_a_point_agrees_within_both_intervals_and_the_reading_error():
+def test_a_point_agrees_within_the_reported_interval_and_a_point_and_a_half():
     ours = table([{1.0: 0.90, 0.5: 0.80}, {1.0: 0.90, 0.5: 0.80}])
     theirs = pd.DataFrame(
         {"strategy": "min", "fraction": [1.0, 0.5], "value": [0.92, 0.83], "half": [0.01, 0.01], "source": ""}
     )
     found = beside(ours, theirs, "acc")
     assert found["difference"].tolist() == pytest.approx([-0.02, -0.03])
-    assert found["allowed"].tolist() == pytest.approx([0.01 + READING] * 2)
+    assert found["allowed"].tolist() == pytest.approx([0.01 + CLOSE] * 2)
     assert found["agrees"].tolist() == [True, False]
 
 
-def test_the_interval_of_two_runs_lets_no_point_agree():
+def test_a_wide_interval_of_ours_lets_no_point_agree():
     ours = table([{1.0: 0.90, 0.5: 0.6, 0.25: 0.5}, {1.0: 0.91, 0.5: 0.7, 0.25: 0.5}])
     theirs = pd.DataFrame({"strategy": "min", "fraction": [1.0, 0.5, 0.25], "value": [0.92, 0.8, 0.7], "half": 0.01})
     found = beside(ours, theirs, "acc")
@@ -144,8 +145,13 @@ def test_the_interval_of_two_runs_lets_no_point_agree():
     share = agreeing(found)
     assert (share.low, share.high) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     three = pd.concat([ours, ours[ours["seed"] == 0].assign(seed=2)])
-    assert beside(three, theirs, "acc")["agrees"].tolist() == [True, True, False]
-    assert agreeing(beside(three, theirs, "acc")) == pytest.approx(2 / 3)
+    assert beside(three, theirs, "acc")["agrees"].tolist() == [True, None, False]  # ± 0.14 is wide, too
+    three = table([{1.0: v} for v in (0.11, 0.9, 0.85)])
+    for value in (0.99, 0.0):  # in reach of our ± 1.1, and that says nothing
+        assert beside(three, theirs[:1].assign(value=value), "acc")["agrees"].tolist() == [None]
+    narrow = table([{1.0: v} for v in (0.90, 0.91, 0.905)])  # 0.905 ± 0.0124
+    assert beside(narrow, theirs[:1].assign(value=0.94), "acc")["agrees"].tolist() == [True]  # 0.035 <= 0.025 + 0.0124
+    assert beside(narrow, theirs[:1].assign(value=0.944), "acc")["agrees"].tolist() == [False]
     assert math.isnan(agreeing(beside(ours, reported("dropnet", ""), "acc")))
 
 
@@ -175,4 +181,47 @@ def test_points_of_a_narrower_network_are_compared_with_what_is_reported_around_
     found = beside(table([{1.0: 0.9, 0.5: 0.8, 0.25 * 2**0.5: 0.7, 0.2: 0.6, 0.0: 0.1}]), theirs, "acc")
     assert found["reported"].tolist() == pytest.approx([0.9, 0.8, 0.6, math.nan, math.nan], nan_ok=True)
     assert found["reported_half"].tolist() == pytest.approx([0.01] * 3 + [math.nan] * 2, nan_ok=True)
-    assert found["agrees"].tolist() == [True, True, False, None, None]
+    assert found["agrees"].tolist() == [True, True, None, None, None]  # one run is too little to disagree
+
+
+@pytest.mark.parametrize("name", [name for name, figure in FIGURES.items() if figure.reported])
+def test_the_reported_curves_pass_the_claims_that_are_made_of_them(name):
+    found = dropnet(name, 1).reported_numbers()
+    for claim in papers.artefact(f"dropnet/{name}").claims:
+        if claim.quantity in found:
+            assert papers.judge(claim, found[claim.quantity]) == papers.CONFIRMED, claim.text
+
+
+# The paper's values of Figs. 5 and 8 could not be read: they have the thresholds of the same network, mirrored.
+@pytest.mark.parametrize(
+    "name", [name for name, figure in FIGURES.items() if figure.spare or figure.alike or figure.near]
+)
+def test_thresholds_of_our_own_carry_the_reported_interval_and_the_error_of_reading(name):
+    shown, like = FIGURES[name], {"figure_05": "figure_04", "figure_08": "figure_07"}.get(name, name)
+    study = dropnet(like, 1)
+    found, theirs = study.reported_numbers(), reported("dropnet", FIGURES[like].reported)
+    off = 2 * READING if theirs["source"].str.startswith("read").all() else 0.0  # of a difference of two values
+    if shown.spare:
+        own = theirs[theirs["strategy"] == FIGURES[like].best].sort_values("fraction")
+        half = np.interp(shown.spare[0], own["fraction"], own["half"])
+        assert shown.spare[1] == up(max(0.01, -found["kept"]) + off + half)
+    for first, second, least, threshold in shown.alike:
+        inner = theirs[(theirs["fraction"] >= least) & (theirs["fraction"] < 1)].groupby("strategy")["half"].mean()
+        apart = found[f"{plain(first)}_beside_{plain(second)}"]
+        assert threshold == up(max(0.02, abs(apart)) + off + (inner[first] + inner[second]) / 2)
+    for first, second, threshold in shown.near:
+        assert threshold == up(off - found[f"{first}_over_{second}"])
+
+
+def up(value):
+    """To the next tenth of a point."""
+    return math.ceil(round(1000 * value, 6)) / 1000
+
+
+def test_levels_are_judged_where_the_dense_network_is_as_good_as_the_papers():
+    study = dropnet("figure_07", 1, train_size=2000)
+    points = pd.DataFrame({"fraction": [1.0, 0.5], "ours": [0.970, 0.1], "reported": [0.984, 0.9]})
+    assert not study.as_published
+    assert study.level(points)
+    assert not study.level(points.assign(ours=[0.968, 0.9]))
+    assert dropnet("figure_07", 1).level(points.assign(ours=0.1))  # whatever came out

@@ -20,6 +20,14 @@ def test_the_table_of_artefacts_is_what_the_figures_give(monkeypatch):
     assert readme.written(TEXTS["README.md"]) == TEXTS["README.md"], "run `prunelab readme` and commit README.md"
 
 
+def test_the_gallery_is_what_the_figures_give(monkeypatch):
+    monkeypatch.delenv("PRUNELAB_FIGURES")
+    stands = (paths.figures() / "README.md").read_text(encoding="utf-8")
+    assert stands == readme.pictures(), "run `prunelab readme` and commit figures/README.md"
+    for link in re.findall(r"\]\(([^)#]+)\)", stands):
+        assert (paths.figures() / link).exists(), link
+
+
 def test_the_index_lists_every_notebook_as_it_is(monkeypatch):
     monkeypatch.delenv("PRUNELAB_FIGURES")
     stands = (paths.notebooks() / readme.INDEX).read_text(encoding="utf-8")
@@ -32,10 +40,10 @@ def test_the_index_lists_every_notebook_as_it_is(monkeypatch):
 def test_the_index_begins_where_one_should_and_names_the_preset_and_its_signs():
     assert readme.index()["cells"][1]["source"][2].startswith("- [Start here")
     assert "– not measured" in "".join(readme.index()["cells"][0]["source"])  # noqa: RUF001
-    facts = {"preset": "paper", "n": "3 seeds", "claims": [{"verdict": "not measured"}]}
+    facts = {"preset": "paper", "n": "3 seeds", "claims": [{"kind": "claim", "verdict": "not measured"}]}
     gallery.save(None, "dyprune/claim_98", pd.DataFrame({"x": [1]}), facts)
     shown = "".join("".join(cell["source"]) for cell in readme.index()["cells"])
-    assert "– 0 of 1 confirmed, 1 not measured (paper, 3 of 10 seeds) |" in shown  # noqa: RUF001
+    assert "– 0 of 1 claim confirmed, 1 not measured (paper, 3 of 10 seeds) |" in shown  # noqa: RUF001
 
 
 @pytest.mark.parametrize("block", range(len(PYTHON)))

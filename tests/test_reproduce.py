@@ -12,6 +12,7 @@ from prunelab.headless import reproduce
 from prunelab.headless import runner as notebook_runner
 from prunelab.headless.runner import NotebookFailed
 from prunelab.plots import gallery
+from prunelab.pruners import METHODS
 
 LIBRARY = """\
 [[paper]]
@@ -66,6 +67,7 @@ SAVE = """\
 import pandas as pd
 from prunelab import papers
 from prunelab.plots import gallery
+from prunelab.pruners import METHODS
 claims = papers.verdicts("toy/line", {{"epochs": epochs}}) if {judged} else None
 other = {{}} if epochs == {{"smoke": 1, "quick": 2, "paper": 3}}[preset] else {{"epochs": epochs}}
 facts = {{"preset": preset, "overridden": other, "alt": "a line", "claims": claims}}
@@ -238,6 +240,16 @@ def test_a_second_call_does_nothing(call, ran):
     assert before == {name: (paths.figures() / name).stat().st_mtime_ns for name in files(paths.figures())}
 
 
+def test_what_the_budget_does_not_reach_is_left_and_the_same_command_goes_on(call, ran, monkeypatch):
+    code, _, err = call("toy/line", "--budget", "soon")
+    assert (code, err) == (2, "prunelab: budget = 'soon': should be a length of time like 90s, 10m or 2h\n")
+    monkeypatch.setattr("prunelab.budget.over", lambda end: len(ran) == 1)
+    code, out, _ = call("toy/line", "other/table", "--preset", "smoke", "--budget", "10m")
+    assert (code, len(ran)) == (3, 1)
+    assert "[2/2] other/table: left, the time is used" in out
+    assert "1 of 2 are left: the same command goes on with them" in out
+
+
 def test_force_does_it_again(call, ran):
     call("toy/line", "--preset", "smoke")
     assert call("toy/line", "--preset", "smoke", "--force")[0] == 0
@@ -267,7 +279,7 @@ def change_claims(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda *_: write("toy/line", SAVE.format(id="toy/line", judged=True) + "# changed"),
+        lambda *_: write("toy/line", SAVE.format(id="toy/line", judged=True) + "\n2 + 2"),
         change_claims,
         lambda *_: (paths.figures() / "smoke" / "toy" / "line.csv").unlink(),
         lambda *_: (paths.figures() / "smoke" / "toy" / "line.csv").write_text("epochs\n9\n"),
@@ -282,6 +294,23 @@ def test_what_changed_is_made_again(call, ran, monkeypatch, tmp_path, change):
     assert call("toy/line", "--preset", "smoke")[0] == 0
     assert len(ran) == 2
     assert rows("smoke/toy/line") == ["1"]
+
+
+def test_a_comment_is_no_change_and_another_version_of_the_method_is(call, ran, monkeypatch, capsys):
+    call("toy/line", "--preset", "smoke")
+    write("toy/line", SAVE.format(id="toy/line", judged=True) + "  # said otherwise")
+    call("toy/line", "--preset", "smoke")
+    assert len(ran) == 1
+    path = paths.figures() / "smoke" / "toy" / "line.json"
+    facts = {**json.loads(path.read_text()), "versions": [{"kind": "method", "name": "dropnet", "version": 1}]}
+    del facts["files"], facts["sha256_of_this"]
+    path.write_text(json.dumps(facts))
+    reproduce.plan(reproduce.chosen(["toy/line"]), "smoke")[0].remember()
+    assert reproduce.plan(reproduce.chosen(["toy/line"]), "smoke")[0].reason == "up to date"
+    mended = {**METHODS, "dropnet": METHODS["dropnet"]._replace(version=2)}
+    monkeypatch.setattr("prunelab.training.versions._REGISTRIES", {"method": mended})
+    assert reproduce.made_otherwise("smoke/toy/line", paths.out()) == "method dropnet of version 1, now 2"
+    assert reproduce.plan(reproduce.chosen(["toy/line"]), "smoke")[0].reason == ""
 
 
 def test_a_notebook_that_leaves_no_figure_is_never_up_to_date(call, ran):
@@ -313,7 +342,7 @@ def test_each_preset_has_its_place_and_quick_never_replaces_paper(call, ran):
 
 def test_other_parameters_than_the_presets_have_a_place_of_their_own(call, ran):
     call("toy/line", "--preset", "quick")
-    assert "✗ contradicted" in call("toy/line", "--preset", "quick", "-p", "epochs=1")[1]
+    assert "~ not at this budget" in call("toy/line", "--preset", "quick", "-p", "epochs=1")[1]
     assert (rows("toy/line"), rows("custom/toy/line")) == (["2"], ["1"])
     assert gallery.saved("custom/toy/line")["overridden"] == {"epochs": 1}
     for words in ((), ("-p", "epochs=1"), ("-p", "epochs=2")):  # the preset's own value is no other
@@ -326,9 +355,8 @@ def test_what_is_computed_stands_beside_what_is_committed_and_leaves_it_alone(ca
     before = {name: (paths.figures() / name).read_bytes() for name in files(paths.figures())}
     monkeypatch.setenv("PRUNELAB_OUT", str(tmp_path / "out"))
     _, out, _ = call("toy/line", "--preset", "quick", "-p", "epochs=1")
-    [row] = [line for line in out.splitlines() if line.startswith("t ")]
-    assert row.split("  ")[0] == "t"
-    assert row.index("✗ contradicted") < row.index("✓ confirmed")
+    [row] = [line for line in out.splitlines() if line.startswith("claim  t ")]
+    assert row.index("~ not at this budget") < row.index("✓ confirmed")
     assert "0 of 1 verdicts are those on the committed numbers" in out
     assert "1 of 1 verdicts are those on the committed numbers" in call("toy/line", "--preset", "quick")[1]
     assert files(tmp_path / "out") == [f"{n}{e}" for n in ("custom/toy/line", "toy/line") for e in (".csv", ".json")]

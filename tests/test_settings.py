@@ -1,6 +1,7 @@
 """Settings are refused at the door with one line, and name a run for ever."""
 
 import json
+import math
 
 import pytest
 
@@ -53,6 +54,10 @@ def test_round_trip_through_json_keeps_the_id():
             lambda: Train(patience=3, validate_every_epoch=False),
             "Train: patience needs the validation loss of every epoch: leave validate_every_epoch at True",
         ),
+        (lambda: Train(lr=math.inf), "Train: lr = inf: input should be a finite number"),
+        (lambda: Train(weight_decay=math.inf), "Train: weight_decay = inf: input should be a finite number"),
+        (lambda: Train(lr_factor=math.nan), "Train: lr_factor = nan: input should be a finite number"),
+        (lambda: Prune("dropneuron", options={"l1": math.nan}), "Prune: options.l1 = nan: should be a finite number"),
         (lambda: Run(seed=-1), "Run: seed = -1: input should be greater than or equal to 0"),
         (lambda: Run(seed=2**63), f"Run: seed = {2**63}: input should be less than or equal to {2**63 - 1}"),
         (

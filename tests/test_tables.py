@@ -71,27 +71,33 @@ def test_the_chosen_row_stands_out_and_is_named_to_screen_readers():
 
 
 def test_verdicts_show_sign_number_interval_and_what_was_wanted():
-    ours = {"parameters_removed_percent": stats.mean_interval([98.9, 99.1, 98.8]), "accuracy_difference": -0.02}
-    table = tables.verdicts(papers.verdicts("dyprune/claim_98", ours))
-    assert table.frame["reported"].tolist() == ["≥ 98", "> -0.01"]
-    assert table.frame["ours"].tolist() == ["98.93 ± 0.38", "-0.020"]
-    assert table.frame["verdict"].tolist() == ["✓ confirmed", "✗ contradicted"]
+    ours = {"iris": stats.mean_interval([0.9, 1.1, 0.8]), "digits": -0.02}
+    table = tables.verdicts(papers.verdicts("dyprune/claim_98", ours, seen={"iris": "99 % gone"}))
+    assert table.frame["reported"].tolist() == ["≥ 0"] * 3
+    assert table.frame["ours"].tolist() == ["0.93 ± 0.38 (99 % gone)", "-0.0200", quantities.MISSING]
+    assert table.frame["verdict"].tolist() == ["✓ yes", "✗ no", f"{quantities.MISSING} not measured"]
     assert "color:" in table._repr_html_()
 
 
 def test_verdicts_on_what_is_seen_and_what_was_not_measured():
     table = tables.verdicts(papers.verdicts("dyprune/training", {"pruned_in_both_halves": False, "prunings": 7}))
     rows = table.frame.set_index("reported")
-    assert (rows.loc["yes", "ours"], rows.loc["yes", "verdict"]) == ("no", "✗ contradicted")
+    assert (rows.loc["yes", "ours"], rows.loc["yes", "verdict"]) == ("no", "~ not at this budget")
+    assert table.frame["kind"].tolist() == ["claim", "check", "check", "check"]
     assert (rows.loc["≤ 8", "ours"], rows.loc["≤ 8", "difference"]) == ("7", "-1")
     assert rows.loc["≥ 3", "ours"].tolist() == [quantities.MISSING] * 2
 
 
 def test_the_summary_names_the_worst_first():
-    assert tables.summary(["confirmed", "contradicted", "undecided (interval spans)"]) == (
-        "✗ 1 of 3 confirmed, 1 contradicted, 1 undecided"
+    def rows(kind, *verdicts):
+        return [{"kind": kind, "verdict": verdict} for verdict in verdicts]
+
+    claims = rows("claim", "confirmed", "contradicted", "undecided (interval spans)", "undecided (one run)")
+    assert tables.summary(claims) == "✗ 1 of 4 claims confirmed, 1 contradicted, 2 undecided"
+    mixed = rows("claim", "not at this budget") + rows("check", *["as published"] * 2) + rows("question", "yes", "no")
+    assert tables.summary(mixed) == (
+        "~ 0 of 1 claim confirmed, 1 not at this budget; ✓ 2 of 2 checks as published; ✗ 1 of 2 questions yes, 1 no"
     )
-    assert tables.summary(["confirmed"] * 2) == "✓ 2 of 2 confirmed"
     assert tables.summary([]) == "nothing to judge"
 
 
@@ -102,10 +108,15 @@ def test_the_index_reads_minutes_and_verdicts_of_what_was_saved():
     table = tables.index(papers.artefacts("dyprune"), links=True)
     rows = table.frame.set_index("artefact")
     training = rows.loc["`dyprune/training`"]
-    assert training["title"].endswith("](notebooks/dyprune/training.ipynb)")
+    assert training["title"].endswith("](#dyprune/training)")
     assert training["preset"] == "paper"
     assert training["minutes"] == "12.3"
-    assert training["verdict"] == "✗ 0 of 4 confirmed, 1 contradicted, 3 not measured"
+    missing = quantities.MISSING
+    claim, check = (
+        f"{missing} 0 of 1 claim confirmed, 1 not measured",
+        "✗ 0 of 3 checks as published, 1 not as published",
+    )
+    assert training["verdict"] == f"{claim}; {check}, 2 not measured"
     rest = rows.drop(training.name)
     assert set(rest["verdict"]) == {"not made yet"}
     assert set(rest["minutes"]) == {quantities.MISSING}
@@ -137,7 +148,8 @@ def test_papers_are_counted_by_what_was_saved():
     table = tables.by_paper()
     first = table.numbers.set_index("paper").loc["dyprune"]
     assert (first["made"], first["of"]) == (1, len(papers.artefacts("dyprune")))
-    assert first[["claims", "confirmed", "contradicted", "undecided", "not measured"]].tolist() == [4, 0, 1, 0, 3]
+    assert first[["claims", "confirmed", "contradicted", "undecided", "not measured"]].tolist() == [1, 0, 0, 0, 1]
+    assert first[["checks", "as published", "not as published", "questions"]].tolist() == [3, 0, 1, 0]
     assert table.frame.iloc[0, 0] == "DyPrune"
     assert table.numbers.loc[1:, "made"].sum() == 0
 

@@ -6,20 +6,21 @@ layout), a torchvision download. See ``prunelab.data.cache`` for what is kept, `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunelab.data.cache import available, fill, prepare, read, verify
+from prunelab.data.cache import available, fill, made, prepare, read, verify
 from prunelab.data.files import DataError
 from prunelab.data.readers import Raw
 from prunelab.data.sources import SOURCES
 from prunelab.errors import first_line
 from prunelab.settings import Data
 
-__all__ = ["DataError", "Dataset", "Split", "available", "batches", "load", "order", "prepare", "verify"]
+__all__ = ["DataError", "Dataset", "Split", "available", "batches", "load", "order", "prepare", "register", "verify"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,8 @@ def load(data: str | Data, device: str | torch.device = "cpu") -> Dataset:
     value, ``centred`` then subtracts 0.5, the others go channel by channel. ``raw`` leaves every number as it is.
 
     Args:
-        data: The settings, or a name, which takes the default ones: a name in ``prunelab.data.sources.SOURCES``, one
+        data: The settings, or a name, which takes the default ones: a name in ``prunelab.data.sources.SOURCES``, the
+            import path of a function as for ``register``, one
             that was prepared from a folder, or that of a ``{train,test}/<class>/image`` tree in the data root.
         device: Where the tensors are put.
 
@@ -132,7 +134,8 @@ def load(data: str | Data, device: str | torch.device = "cpu") -> Dataset:
     """
     settings = Data(name=data) if isinstance(data, str) else data
     where = _device(device)
-    raw, digest = read(fill(settings.name))
+    own = settings.name in SOURCES.registered or ":" in settings.name  # it may change from one call to the next
+    raw, digest = made(settings.name) if own else read(fill(settings.name))
     parts = _divide(raw, settings)
     shift, spread = _fit(settings, parts, raw.peak)
     if shift is not None and parts["train"].x.is_floating_point():
@@ -148,6 +151,21 @@ def load(data: str | Data, device: str | torch.device = "cpu") -> Dataset:
         "spread": spread if spread is None else spread.to(where),
     }
     return Dataset(settings.name, raw.source, classes, **moved, peak=raw.peak, **scaling, digest=digest)
+
+
+def register(name: str, data: Callable[[], Any]) -> None:
+    """Make a data set of your own known by a name, as those of this package are.
+
+    Args:
+        name: the name.
+        data: a function that gives the tensors x and y, or x, y, test_x and test_y: images, uint8 [N, C, H, W], or
+            features, float32 [N, F]; classes, int64 [N], or numbers, float32 [N, outputs]. It is called whenever the
+            data are loaded, and nothing of them is cached.
+
+    Raises:
+        PrunelabError: the name is taken, or it is no function.
+    """
+    SOURCES.register(name, data)
 
 
 def order(n: int, generator: torch.Generator) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from prunelab.data.files import DataError
 from prunelab.data.readers import (
@@ -22,6 +23,7 @@ from prunelab.data.readers import (
     read_tree,
     torchvision,
 )
+from prunelab.registry import Registry
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -115,7 +117,40 @@ def _cifar_source(title: str, kind: str, folder: str, archive: str, classes: int
     return Source(title, layout, read, partial(_fetch_torchvision, kind=kind), (3, 32, 32), classes)
 
 
-SOURCES: Mapping[str, Source] = MappingProxyType(
+def _adopted(thing: Any) -> Source:
+    """A function of the user's own that gives a data set, as an entry."""
+    if isinstance(thing, Source):
+        return thing
+    if not callable(thing):
+        raise DataError(f"{thing!r:.60} should be a function that gives the tensors x, y, or these and test_x, test_y")
+    title = getattr(thing, "__name__", type(thing).__name__)
+    return Source(title, (), lambda place: _raw(thing(), title), origin="made by a function")
+
+
+def _raw(made: Any, title: str) -> Raw:
+    if isinstance(made, Raw):
+        return made
+    parts = tuple(made) if isinstance(made, tuple | list) else ()
+    if len(parts) not in (2, 4) or not all(isinstance(part, Tensor) for part in parts):
+        raise DataError(f"{title} should give x, y, or x, y, test_x, test_y, tensors, not {type(made).__name__}")
+    tensors = dict(zip(("train_x", "train_y", "test_x", "test_y"), parts, strict=False))
+    for x, y in (parts[:2], parts[2:])[: len(parts) // 2]:
+        if not len(x):
+            raise DataError(f"{title} gives no samples: should be at least one of every class")
+        images = x.dtype == torch.uint8 and x.ndim == 4
+        if not (images or (x.dtype == torch.float32 and x.ndim == 2)):
+            what = f"{title} gives inputs {x.dtype} {tuple(x.shape)}"
+            raise DataError(f"{what}: should be images, uint8 [N, C, H, W], or features, float32 [N, F]")
+        if not (y.dtype == torch.int64 and y.ndim == 1) and not (y.dtype == torch.float32 and y.ndim == 2):
+            what = f"{title} gives targets {y.dtype} {tuple(y.shape)}"
+            raise DataError(f"{what}: should be classes, int64 [N], or numbers, float32 [N, outputs]")
+    y = tensors["train_y"]
+    classes = y.shape[1] if y.is_floating_point() else int(y.max()) + 1
+    return Raw(title, tuple(map(str, range(classes))), tensors)
+
+
+SOURCES: Registry[Source] = Registry(
+    "data set",
     {
         # Test parts of the two that have none: DyPrune's 25 of 150; 297 of 1,797 is our own default and leaves 1,500.
         "iris": Source("Iris", (), partial(read_sklearn, name="iris"), shape=(4,), classes=3, test=25),
@@ -134,5 +169,6 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             _fetch_tiny_imagenet,
             (3, 64, 64),
         ),
-    }
+    },
+    _adopted,
 )

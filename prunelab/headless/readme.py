@@ -1,4 +1,4 @@
-"""What README and the index notebook list: computed from artefacts, committed figures and benchmarks, never typed."""
+"""What README, gallery and index notebook list: computed from artefacts, committed figures and benchmarks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from prunelab import papers, paths
 from prunelab.errors import PrunelabError
 from prunelab.plots import gallery, tables
+from prunelab.plots.pictures import caption
 from prunelab.runs.columns import MISSING
 
 BEGIN, END = "<!-- artefacts: written by `prunelab readme` -->", "<!-- end of artefacts -->"
@@ -18,22 +19,56 @@ INDEX, START = "index.ipynb", "start_here.ipynb"
 
 
 def written(text: str) -> str:
-    """The README with the table of artefacts as ``papers.toml`` and the committed figures give it, and the benchmarks'.
+    """The README with the table of papers as ``papers.toml`` and the committed figures give it, and the benchmarks'.
 
     Raises:
         PrunelabError: the marks between which a table stands are not there.
     """
-    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, _reproduced())
+    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, tables.by_paper().markdown())
 
 
-def _reproduced() -> str:
-    """How far each paper is reproduced, and behind a fold each of its tables and figures."""
-    parts = [tables.by_paper().markdown()]
+def pictures() -> str:
+    """The gallery, ``figures/README.md``: of every artefact picture, caption, verdicts and command."""
+    parts = [_HEAD]
     for paper in papers.papers():
+        parts.append(f"## {paper.title}\n\n{paper.authors}. {paper.venue}.\n")
         own = papers.artefacts(paper.key)
-        heading = f"<details><summary>{paper.title}; {paper.venue}: {len(own)} tables and figures</summary>"
-        parts.append(f"{heading}\n\n{tables.index(own, links=True).markdown()}\n</details>\n")
+        parts.append(tables.index(own, links=True).markdown())
+        parts += [_shown(artefact) for artefact in own]
     return "\n".join(parts)
+
+
+_HEAD = """# What was computed
+
+Written by `prunelab readme` from the committed numbers. Of each table and figure: the picture, what it was made with,
+the verdicts on it, and the command that makes it again into `out/`, beside these.
+
+Three kinds of rows are counted apart. A *claim* is a sentence of a paper or abstract: ✓ confirmed or ✗ contradicted
+where all of our 95 % t interval lies on one side, ~ not at this budget where it fails on less than the paper had
+(network, data or training, unless our dense network is as good as the paper's), ? undecided where the interval spans
+or there is one run, or not measured. A *check* is arithmetic, a formula or what follows from the rule: ✓ as
+published. A *question* is our own, and is answered yes or no.
+"""
+
+
+def _shown(artefact: papers.Artefact) -> str:
+    """One entry of the gallery."""
+    facts = gallery.saved(artefact.figure)
+    lines = [f'### <a id="{artefact.id}"></a>{artefact.title}', artefact.claim]
+    if facts is None:
+        return "\n\n".join([*lines, "Not made yet."]) + "\n"
+    name = artefact.figure
+    if (paths.figures() / f"{name}.png").is_file():
+        lines.append(f"![{facts['alt'].replace('[', '(').replace(']', ')')}]({name}.png)")
+    made = caption(facts)
+    minutes = "" if facts.get("minutes") is None else f" · {facts['minutes']:.1f} minutes of training and pruning"
+    lines.append(f"{made}{minutes} · [numbers]({name}.csv), [provenance]({name}.json), "
+                 f"[notebook](../notebooks/{artefact.notebook})")  # fmt: skip
+    lines.append(f"`prunelab reproduce {artefact.id} --preset {facts['preset']}`")
+    if found := tables.outcomes(facts):
+        table = tables.stored_verdicts(found).markdown()
+        lines.append(f"<details><summary>{tables.summary(found)}</summary>\n\n{table}\n</details>")
+    return "\n\n".join(lines) + "\n"
 
 
 def _between(text: str, begin: str, end: str, table: str) -> str:
@@ -59,8 +94,9 @@ def index() -> dict[str, Any]:
     """The notebook that lists all notebooks: what it shows, the claim, and what came out."""
     cells = [
         "# prunelab\n\nNotebooks to explore in come first; then one notebook for each table and figure of the papers, "
-        "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ? undecided, "
-        f"{MISSING} not measured, in brackets the preset of the numbers."
+        "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ~ not at this budget, "
+        f"? undecided, {MISSING} not measured, in brackets the preset of the numbers. Figures of one kind share a "
+        "notebook, whose parameter `figure` chooses."
     ]
     known = {artefact.notebook for artefact in papers.artefacts()}
     others = sorted((path for path in _notebooks() if path not in known), key=lambda path: path != START)
@@ -107,9 +143,9 @@ def _title(name: str) -> str:
 
 
 def update() -> bool:
-    """Write both; whether anything changed."""
+    """Write all three; whether anything changed."""
     readme, notebook = paths.root() / "README.md", paths.notebooks() / INDEX
-    new = {readme: written(readme.read_text(encoding="utf-8"))}
+    new = {readme: written(readme.read_text(encoding="utf-8")), paths.figures() / "README.md": pictures()}
     if notebook.parent.is_dir():
         new[notebook] = text_of(index())
     changed = {path: text for path, text in new.items() if _read(path) != text}

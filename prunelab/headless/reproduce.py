@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import tempfile
@@ -65,13 +66,17 @@ class Job:
         return self.executed.with_suffix(f".{'custom' if self.place.startswith('custom/') else self.preset}.json")
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that decides the result, apart from the package's own code beside the protocols."""
-        claims = repr(self.artefact.claims)
-        protocols = sorted((paths.PACKAGE / "papers" / self.artefact.paper).glob("*.py"))
+        """All that decides the result, apart from the package's own code, whose versions stand in the figure.
+
+        Of code it is what it does that counts: comments, docstrings and the words of a notebook change nothing.
+        """
+        cells = json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        study = sorted((paths.PACKAGE / "papers" / self.artefact.paper).rglob("*.py"))
         return {
-            "notebook": _digest(self.notebook.read_bytes()),
-            "protocols": _digest(b"".join(file.read_bytes() for file in protocols)),
-            "claims": _digest(claims.encode()),
+            "notebook": _digest("\n".join(map(_meaning, code)).encode()),
+            "study": _digest("\n".join(_meaning(file.read_text(encoding="utf-8")) for file in study).encode()),
+            "claims": _digest(repr(self.artefact.claims).encode()),
             "parameters": {name: value for name, value in self.parameters.items() if name not in MACHINE},
         }
 
@@ -90,13 +95,39 @@ class Job:
             before = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return before == {**self.fingerprint(), "figures": self.figures()} and bool(before["figures"])
+        same = before == {**self.fingerprint(), "figures": self.figures()} and bool(before["figures"])
+        return same and not made_otherwise(self.place, paths.out())
 
     def remember(self) -> None:
         """Note that it was run."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
         record = {**self.fingerprint(), "figures": self.figures()}
         self.record.write_text(json.dumps(record, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def made_otherwise(figure: str, folder: Path | None = None) -> str:
+    """What of a figure was made by another version of a method, model or reader of data, in words.
+
+    Args:
+        figure: as ``gallery.saved`` takes it.
+        folder: likewise.
+    """
+    from prunelab.training.versions import made_otherwise  # here, because it loads torch
+
+    facts = gallery.saved(figure, folder) or {}
+    return made_otherwise(facts.get("versions", ()))
+
+
+def _meaning(code: str) -> str:
+    """Python as the tree that its parser makes of it, without docstrings; as it is, where it is more than Python."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # a magic of IPython
+        return code
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _digest(content: bytes) -> str:
@@ -226,15 +257,19 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
 
     checks = []
     for artefact in artefacts:
-        facts = gallery.saved(artefact.figure)
+        try:
+            facts = gallery.saved(artefact.figure)
+        except PrunelabError as error:
+            checks.append(Check(artefact, "", "", str(error)))
+            continue
         if facts is None:
             gone = f"there are no numbers in {paths.figures()}; run `{again(artefact)}`"
             checks.append(Check(artefact, "", "", gone))
             continue
         claims = facts.get("claims") or []
         try:
-            problem = _missing(artefact) or _misjudged(artefact, claims)
-            verdict = tables.summary(claim["verdict"] for claim in claims)
+            problem = _damaged(artefact) or _misjudged(artefact, claims)
+            verdict = tables.summary(claims)
             if claims:
                 tables.stored_verdicts(claims)
         except (PrunelabError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
@@ -244,27 +279,55 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
     return checks
 
 
-def _missing(artefact: Artefact) -> str:
-    base = paths.figures() / artefact.figure
-    gone = [ending for ending in (".png", ".csv") if not base.with_name(base.name + ending).is_file()]
-    return f"figures/{artefact.figure}{gone[0]} is missing; run `{again(artefact)}`" if gone else ""
+def _damaged(artefact: Artefact) -> str:
+    what = gallery.damage(artefact.figure)
+    return f"{what}; run `{again(artefact)}`" if what else ""
 
 
 def _misjudged(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:
     """Whether a stored verdict is another than its stored number gives today."""
-    from prunelab.stats import Interval
-
-    stored = {row["claim"]: row for row in rows}
-    for claim in artefact.claims:
-        row = stored.get(claim.id)
-        if row is None:
-            return f"claim {claim.id!r} was not judged; run `{again(artefact)}`"
-        ours: Any = row["ours"]
-        if claim.rule == "shown" and ours is not None:
-            ours = bool(ours)
-        elif ours is not None and row["n"] is not None:
-            half = row["interval"]
-            ours = Interval(ours, float("nan") if half is None else half, int(row["n"]), float("nan"))
-        if (verdict := papers.judge(claim, ours)) != row["verdict"]:
-            return f"claim {claim.id!r} says {row['verdict']!r}, its number gives {verdict!r}"
+    stored = {row["claim"]: row for row in rows if (row["ours"], row["interval"], row["n"])}
+    for today in papers.rejudged(artefact, rows):
+        if (row := stored.get(today["claim"])) is None:
+            return f"claim {today['claim']!r} was not judged; run `{again(artefact)}`"
+        if row["verdict"] != today["verdict"]:
+            return f"claim {today['claim']!r} says {row['verdict']!r}, its number gives {today['verdict']!r}"
+        if row["kind"] != today["kind"] or row["text"] != today["text"]:
+            return f"claim {today['claim']!r} was another; run `prunelab verify {artefact.id} --write`"
+    if left := [row["claim"] for row in rows if row["claim"] not in {claim.id for claim in artefact.claims}]:
+        return f"claim {left[0]!r} is none of today's; run `prunelab verify {artefact.id} --write`"
     return ""
+
+
+def rewrite(artefacts: Sequence[Artefact]) -> int:
+    """Write the verdicts that today's claims and rules give from the committed numbers; how many files changed.
+
+    No number is touched: what a claim asks for that was never measured is not measured.
+    """
+    changed = 0
+    for artefact in artefacts:
+        facts = gallery.saved(artefact.figure)
+        if facts is None or not (facts.get("claims") or artefact.claims):
+            continue
+        new = gallery.as_json({**facts, "claims": papers.rejudged(artefact, facts.get("claims") or [])})
+        path = paths.figures() / f"{artefact.figure}.json"
+        if new != path.read_bytes():
+            path.write_bytes(new)
+            changed += 1
+    return changed
+
+
+def _other_points(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the committed points of a figure of curves give another agreement than the one that is stored."""
+    import pandas as pd
+
+    from prunelab.papers import reported
+
+    file = paths.figures() / f"{artefact.figure}.csv"
+    table = pd.read_csv(file)  # of every artefact: one that is no table raises
+    stored = next((row["ours"] for row in rows if row["claim"] == "agreeing"), None)
+    if artefact.curves is None or stored is None:
+        return ""
+    today = reported.agreeing(reported.judged(table.assign(difference=table["ours"] - table["reported"])))
+    today = getattr(today, "mean", today)
+    return "" if abs(today - stored) < 1e-6 else f"{file.name}: {today:.3f} of the points agree, {stored:.3f} is stored"

@@ -33,6 +33,7 @@ from prunelab.headless.form import (
     tags,
     tidy,
 )
+from prunelab.runs.scratch import scratch
 
 __all__ = [
     "NotebookFailed",
@@ -82,9 +83,9 @@ def run(
     cwd = paths.root() if cwd is None else Path(cwd)
     failed = out.with_suffix(".failed.ipynb")
     _check_places(path, out, cwd)
-    with tempfile.TemporaryDirectory(prefix="prunelab-", ignore_cleanup_errors=True) as folder:
-        part = Path(folder) / "part.ipynb"
-        reasons = _execute(path, part, values, cwd, Path(folder), cell_timeout, time_limit, environment or {})
+    with scratch() as folder:
+        part = folder / "part.ipynb"
+        reasons = _execute(path, part, values, cwd, folder, cell_timeout, time_limit, environment or {})
         if reasons:
             kept = f"; see {failed}" if part.exists() and _move(part, failed) else ""
             raise NotebookFailed(f"{path}: {'; '.join(reasons)}{kept}")
@@ -107,12 +108,8 @@ def _check_places(path: Path, out: Path, cwd: Path) -> None:
 
 def _move(part: Path, target: Path) -> bool:
     """Put a file in its place at one stroke, also across file systems."""
-    near = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with paths.replacing(target) as near:
         shutil.copyfile(part, near)
-        near.replace(target)
-    finally:
-        near.unlink(missing_ok=True)
     return True
 
 

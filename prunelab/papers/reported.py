@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from prunelab.stats import Interval
 
 BEST_TEST_EPOCH = "best_test_epoch_accuracy"
-READING = 0.015  # how far a value read from a picture may be off, by a check against exact ones (share of 1)
-_FEW = 3  # below so many runs the width of an interval lets nothing agree
+CLOSE = (
+    0.015  # so near to the reported interval a point agrees; as much as a value read from a picture may be off at most
+)
+READING = 0.001  # by how much it is off on average, by a check against exact ones (share of 1)
+NARROW = 0.025  # half of an interval of ours that is narrow enough to say something; our own default
 SAME_POINT = 1e-3  # fractions that are the same point: those read from a picture were computed from the counts
 _NOTHING = 1e-6  # stands for a fraction of 0, which has no logarithm
 
@@ -53,8 +56,9 @@ def reported(paper: str, figure: str) -> pd.DataFrame:
 def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
     """Every reported point beside ours.
 
-    A point agrees if it lies within both half intervals and the reading error of the reported one. The interval of two
-    runs, 12.7 standard errors each way, lets almost any point agree: one that only its width lets agree is undecided.
+    A point agrees if ours lies within the reported interval and ``CLOSE``, or, where our own interval is narrow
+    (``NARROW``), within that too. It does not agree where not even our interval reaches so far; where only the width
+    of our interval, or a single run, lets it agree, it is undecided.
     A network of other widths than the paper's comes to slightly other fractions by layer: there the reported value is
     read between two.
 
@@ -92,16 +96,23 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, y: str) -> pd.DataFrame:
         parts.append(own)
     table = pd.concat(parts).rename(columns={y: "ours", f"{y}_half": "ours_half"})
     table["difference"] = table["ours"] - table["reported"]
-    table["allowed"] = table["reported_half"].fillna(0) + table["ours_half"].fillna(0) + READING
-    off, sure = table["difference"].abs(), table["reported_half"].fillna(0) + READING
-    by_width = (table["n"] < _FEW) & (off > sure) & (off <= table["allowed"])
-    table["agrees"] = (off <= table["allowed"]).where(table["reported"].notna() & ~by_width, None)
+    table = judged(table)
     order = list(dict.fromkeys(ours["strategy"]))
     table = table.sort_values(
         ["strategy", "fraction"], key=lambda c: c.map(order.index) if c.name == "strategy" else -c
     )
     columns = ["strategy", "fraction", "reported", "reported_half", "ours", "ours_half", "n", "difference", "allowed"]
     return table[[*columns, "agrees"]].reset_index(drop=True)
+
+
+def judged(points: pd.DataFrame) -> pd.DataFrame:
+    """The columns ``allowed`` and ``agrees`` of points, from the others; the rule of ``beside``."""
+    off, own = points["difference"].abs(), points["ours_half"]
+    near = points["reported_half"].fillna(0) + CLOSE
+    allowed = near + own.where(own <= NARROW, 0).fillna(0)
+    undecided = (off > allowed) & ((off <= near + own) | (points["n"] < 2))
+    agrees = (off <= allowed).astype(object).where(points["reported"].notna() & ~undecided, None)
+    return points.assign(allowed=allowed, agrees=agrees)
 
 
 def agreeing(points: pd.DataFrame) -> Interval | float:

@@ -8,7 +8,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from prunelab import paths
+from prunelab import digest, paths
 from prunelab.errors import PrunelabError, nearest
 from prunelab.papers.library import PRESETS, Chosen
 
@@ -72,7 +71,8 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
 
     Returns:
         Plain values, those that are known: preset, overridden, n (seeds, in words), interval, data, hardware, runs,
-        minutes (training and pruning of all runs), git_commit, torch_version.
+        minutes (training and pruning of all runs), git_commit, torch_version, versions (of methods, models and readers
+        of data: rows of kind, name, version).
     """
     preset, overridden = (preset.preset, preset.overridden) if isinstance(preset, Chosen) else (preset, {})
     if preset not in PRESETS:
@@ -85,14 +85,15 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     threads = (
         [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
     )
-    reduced = [str(name) for name in seen("train.precision") if name != "float32"]
+    used = {*seen("precision"), *seen("train.precision")}  # older rows have what was asked for alone
+    reduced = sorted(str(name) for name in used - {"float32", "auto"})
     spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
     if "seconds_spent" in rounds:  # less, where runs that begin alike were trained once for all of them
         spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()
     facts = {
         "preset": preset,
         "overridden": overridden,
-        "n": f"{len(seen('seed'))} seed{'s' if len(seen('seed')) > 1 else ''}" if seen("seed") else None,
+        "n": _seeds(rounds) if seen("seed") else None,
         "interval": "mean ± 95 % t interval" if len(seen("seed")) > 1 else None,
         "data": _data(rounds),
         "hardware": ", ".join(devices + threads + reduced) or None,
@@ -100,16 +101,30 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
         "minutes": round(float(sum(spent)) / 60, 2) if spent else None,
         "git_commit": seen("git_commit"),
         "torch_version": seen("torch_version"),
+        "versions": [
+            {"kind": kind, "name": str(name), "version": int(version)}
+            for kind, column in (("method", "method"), ("model", "model.name"), ("data", "data"))
+            if {column, f"version.{kind}"} <= {*rounds}
+            for name, version in sorted({*zip(rounds[column], rounds[f"version.{kind}"], strict=True)})
+        ],
     }
     known = {key: value for key, value in facts.items() if value not in (None, [], {})}
     return Facts(known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)})
 
 
+def _seeds(rounds: pd.DataFrame) -> str:
+    """``3 seeds``, or ``2 to 6 seeds`` where the series have different ones."""
+    each = rounds.groupby("strategy")["seed"].nunique() if "strategy" in rounds else [rounds["seed"].nunique()]
+    low, high = min(each), max(each)
+    return f"{low} seed{'s' if low > 1 else ''}" if low == high else f"{low} to {high} seeds"
+
+
 def _data(rounds: pd.DataFrame) -> list[str]:
     """Each data set, as ``MNIST, 2,000 training and 2,000 test samples`` where not all of them were used."""
-    column = next((name for name in ("source", "data") if name in rounds and rounds[name].notna().any()), None)
+    source, data = rounds.get("source"), rounds.get("data")
+    names = data if source is None else source if data is None else source.fillna(data)
     found = []
-    for name, own in rounds.groupby(column) if column else ():
+    for name, own in rounds.groupby(names) if names is not None else ():
         parts = []
         for part, setting in (("training", "data.train_size"), ("test", "data.test_size")):
             if setting in own and (sizes := own[setting]).notna().any():
@@ -132,7 +147,14 @@ class Saved(NamedTuple):
         return self.note
 
 
-def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: Mapping[str, Any]) -> Saved:
+def save(
+    picture: Figure | None,
+    artefact: str,
+    data: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    runs: pd.DataFrame | None = None,
+) -> Saved:
     """Write ``<out>/<artefact>.png``, ``.csv`` and ``.json``; nothing else in the project writes there.
 
     All three are finished under other names before the first is moved into place. Preset ``smoke`` writes under
@@ -145,6 +167,8 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         data: the tidy numbers of the picture; floats are written with six significant digits.
         provenance: at least ``preset``; ``overridden`` where parameters are not the preset's; ``alt`` where the picture
             has no alternative text of its own.
+        runs: the rows of the store that ``data`` was computed from; they go to ``<artefact>_runs.csv``, a line for each
+            run and round, without the settings, so that anybody can compute an interval again.
 
     Returns:
         The paths, and in ``note`` one sentence that says where and why.
@@ -165,30 +189,29 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         raise PrunelabError(f"{artefact}: the table of its numbers has no rows")
     name = place(artefact, preset, provenance.get("overridden") or {})
     base = paths.out() / name
-    facts = {**provenance, "artefact": artefact, "alt": alt or f"table with {len(data)} rows"}
-    files = {
-        ".csv": data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
-        ".json": (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
-    }
+    files = {".csv": _csv(data)}
     if picture is not None:
         files[".png"] = _png(picture)
-    parts = {
-        base.with_name(f".{base.name}{ending}.{os.getpid()}.part"): base.with_name(base.name + ending)
-        for ending in files
+    if runs is not None:
+        files["_runs.csv"] = _csv(runs[[name for name in runs if "." not in name]])
+    facts = {
+        **provenance,
+        "artefact": artefact,
+        "alt": alt or f"table with {len(data)} rows",
+        "files": {ending: digest.of(content) for ending, content in files.items()},
+        digest.THIS: digest.BLANK,
     }
+    text = json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    files[".json"] = digest.sealed(text.encode())
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        for part, content in zip(parts, files.values(), strict=True):
-            part.write_bytes(content)
-        for part, final in parts.items():
-            part.replace(final)
+        with contextlib.ExitStack() as all_or_none:
+            for ending, content in reversed(files.items()):  # the one that holds the digests is moved last
+                part = all_or_none.enter_context(paths.replacing(base.with_name(base.name + ending)))
+                part.write_bytes(content)
     except OSError as error:
         what = f"{base}.*: cannot be written ({error.strerror})"
         raise PrunelabError(f"{what}: set PRUNELAB_OUT to a folder that can") from None
-    finally:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
     png = base.with_name(base.name + ".png") if picture is not None else None
     return Saved(
         name,
@@ -197,6 +220,15 @@ def save(picture: Figure | None, artefact: str, data: pd.DataFrame, provenance: 
         base.with_name(base.name + ".json"),
         f"saved as {base}{_WHY.get(name.partition('/')[0], '')}",
     )
+
+
+def as_json(facts: Mapping[str, Any]) -> bytes:
+    """The provenance as it lies beside a figure."""
+    return (json.dumps(plain(facts), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _csv(data: pd.DataFrame) -> bytes:
+    return data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
 def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:
@@ -211,16 +243,35 @@ def saved(artefact: str, folder: Path | None = None) -> dict[str, Any] | None:
     """
     path = (folder or paths.figures()) / f"{artefact}.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise PrunelabError(f"{path}: cannot be read ({error.strerror}): set PRUNELAB_FIGURES to a folder") from None
-    except ValueError as error:
-        raise PrunelabError(f"{path}: not readable as JSON ({error}); delete it and make the artefact again") from None
+    try:
+        sealed, facts = digest.check(data), json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PrunelabError(f"{path}: damaged, or no JSON ({error}); delete it and make the artefact again") from None
+    if isinstance(facts, dict) and "files" in facts and not sealed:
+        raise PrunelabError(f"{path}: damaged (its digest is gone); delete it and make the artefact again")
     if not isinstance(facts, dict) or facts.get("preset") not in PRESETS:
         raise PrunelabError(f"{path}: names no preset; delete it and make the artefact again")
     return facts
+
+
+def damage(artefact: str) -> str:
+    """What of the files beside a saved artefact is gone or is not what was written, in words; empty if nothing is.
+
+    Of artefacts from before there were digests it is only seen whether they are there.
+    """
+    base, facts = paths.figures() / artefact, saved(artefact) or {}
+    for ending, sha256 in {".png": "", ".csv": "", **facts.get("files", {})}.items():
+        file = base.with_name(base.name + ending)
+        if not file.is_file():
+            return f"figures/{artefact}{ending} is missing"
+        if sha256 and digest.of(file) != sha256:
+            return f"figures/{artefact}{ending} is not what was saved with it"
+    return ""
 
 
 def place(artefact: str, preset: str, overridden: Mapping[str, Any]) -> str:

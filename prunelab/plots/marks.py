@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prunelab.stats import Interval
 
 INTERVAL = "mean ± 95 % t interval"
+FEW, WIDE = 3, 10.0  # an interval of fewer runs, or of more points each way, says nothing: there the runs are drawn
 MARKERS = "osD^vPX<>"  # nine markers against seven colours: 63 pairs before one comes back
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.5, 2)))
 
@@ -43,10 +44,37 @@ def groups(table: pd.DataFrame, hue: str | None, rows: pd.DataFrame) -> list[tup
 
 
 def means(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """``stats.summarise``, loaded when first used: with it comes pandas, which doubles the time of an import."""
+    """``stats.summarise``; of a ratio, which is drawn on a log axis, the mean and the interval are those of its log.
+
+    Such a column has ``<column>_times`` in place of ``<column>_half``: the interval goes from the mean divided by it to
+    the mean times it.
+    """
+    import numpy as np  # here and not above: with stats comes pandas, which doubles the time of an import
+
     from prunelab import stats
 
-    return stats.summarise(rows, by, columns)
+    logs = [name for name in columns if quantity(name).log and (rows[name].dropna() > 0).all()]
+    found = stats.summarise(rows.assign(**{name: np.log(rows[name].astype(float)) for name in logs}), by, columns)
+    for name in logs:
+        found[name] = np.exp(found[name])
+        found[f"{name}_times"] = np.exp(found.pop(f"{name}_half"))
+    return found
+
+
+def reach(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """How far the interval of each mean reaches, in the unit that is shown: down and up; NaN where none is drawn."""
+    import pandas as pd
+
+    shown = quantity(column)
+    level = table[column] * shown.scale
+    if f"{column}_times" in table:
+        times = table[f"{column}_times"]
+        ends, wide = (level - level / times, level * times - level), times > WIDE
+    else:
+        half = table[f"{column}_half"] * shown.scale
+        most = WIDE if shown.unit in ("%", "points") else level.abs() / (2 if shown.log else 1)
+        ends, wide = (half, half), half > most
+    return pd.DataFrame({"down": ends[0], "up": ends[1]}).where(~wide & (table["n"] >= FEW))
 
 
 def level(values: Iterable[float]) -> Interval:
@@ -63,18 +91,41 @@ def bars(
     y: str,
     *,
     spread: bool = False,
+    rows: pd.DataFrame | None = None,
+    key: str = "round",
     alpha: float = 1,
     zorder: float = 3,
     **look: Any,
 ) -> None:
-    """Means with the half widths of their intervals, of x too where ``spread``; a single run has no interval."""
+    """Means with their intervals, of x too where ``spread``; where an interval says nothing, the runs as small dots.
+
+    A line joins means of as many runs as the series has at most; those of fewer are hollow, and stand alone.
+
+    Args:
+        ax: where.
+        table: of ``means``, one series.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        spread: whether x has an interval, too.
+        rows: the runs; None: they are not drawn.
+        key: the column by which runs belong to a mean.
+        alpha: of everything.
+        zorder: of everything.
+        look: of ``series``, and a label.
+    """
     across, up = quantity(x), quantity(y)
-    at, level = table[x] * across.scale, table[y] * up.scale
-    tall = table[f"{y}_half"] * up.scale
-    wide = table[f"{x}_half"] * across.scale if spread else None
-    ax.errorbar(at, level, tall, wide, "none", ecolor=look["color"], elinewidth=1, alpha=alpha, zorder=zorder)
+    at, level, tall = table[x] * across.scale, table[y] * up.scale, reach(table, y)
+    wide = reach(table, x).T.to_numpy() if spread else None
+    bar = {"ecolor": look["color"], "elinewidth": 1, "alpha": alpha, "zorder": zorder}
+    ax.errorbar(at, level, tall.T.to_numpy(), wide, "none", **bar)
     edge = {"markersize": 6.5, "markeredgecolor": mpl.rcParams["axes.facecolor"], "markeredgewidth": 0.7}
-    ax.plot(at, level, alpha=alpha, zorder=zorder, **edge, **look)
+    whole = table["n"] == table["n"].max()
+    ax.plot(at[whole], level[whole], alpha=alpha, zorder=zorder, **edge, **look)
+    hollow = {**look, "linestyle": "", "label": None, "markerfacecolor": "none", "markersize": 6.5}
+    ax.plot(at[~whole], level[~whole], alpha=alpha, zorder=zorder, **hollow)
+    if rows is not None:
+        alone = rows[rows[key].isin(table.loc[tall["up"].isna() & (table["n"] > 1), key])]
+        dots(ax, alone[x] * across.scale, alone[y] * up.scale, look)
 
 
 def dots(ax: Axes, x: Any, y: Any, look: Mapping[str, Any]) -> None:
@@ -140,10 +191,19 @@ def spell(counts: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def counted(table: pd.DataFrame) -> dict[str, str]:
-    """The n and the interval of a table of means, for the caption."""
+def counted(table: pd.DataFrame, *columns: str, runs: bool = True) -> dict[str, str]:
+    """The n and the interval of a table of means, for the caption.
+
+    Args:
+        table: of ``means``.
+        columns: that are drawn with intervals; where one of these is left out, the caption says so.
+        runs: whether the runs are drawn there.
+    """
     known = table["n"][table["n"] > 0]  # 0: reported, and not run here
     if known.empty:
         return {}
-    several = known.max() > 1
-    return {"n": f"{spell(known)} seed{'s' if several else ''}", "interval": INTERVAL if several else ""}
+    several, drawn = known.max() > 1, known.max() >= FEW
+    left_out = any((reach(table, column)["up"].isna() & (table["n"] > 1)).any() for column in columns)
+    rule = f", none of fewer than {FEW} runs or beyond ± {WIDE:g} points{' (there the runs)' if runs else ''}"
+    interval = f"{INTERVAL}{rule if left_out else ''}" if drawn else "mean" if several else ""
+    return {"n": f"{spell(known)} seed{'s' if several else ''}", "interval": interval}

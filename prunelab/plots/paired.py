@@ -27,7 +27,7 @@ def ours_and_reported(
 
     Args:
         points: one row per result and quantity: ``by``, quantity, reported (NaN: nothing was), ours, ours_half (NaN: no
-            interval), n.
+            interval; that of two runs is not drawn), n.
         quantities: the panels.
         by: columns that name a result; the first one heads a group of rows.
         shown: title, provenance, look, size.
@@ -45,9 +45,14 @@ def ours_and_reported(
             up = quantity(column)
             rows = points[points["quantity"] == column]
             for place, row in enumerate(rows.itertuples()):
-                half = row.ours_half * up.scale if math.isfinite(row.ours_half) else None
+                firm = math.isfinite(row.ours_half) and row.n >= marks.FEW
+                half = row.ours_half * up.scale if firm else None
                 ours = ax.errorbar(row.ours * up.scale, place, xerr=half, elinewidth=1, **{**own, "linestyle": ""})
-                known = [f"ours {up.text(row.ours, row.ours_half)}"] if math.isfinite(row.ours) else []
+                known = (
+                    [f"ours {up.text(row.ours, row.ours_half if firm else math.nan)}"]
+                    if math.isfinite(row.ours)
+                    else []
+                )
                 if math.isfinite(row.reported):
                     (ring,) = ax.plot([row.reported * up.scale], [place], **hollow)
                     known.append(f"reported {up.text(row.reported)}")

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from prunelab.papers.reported import READING
+from prunelab.papers.curves import spoken
+from prunelab.papers.reported import CLOSE
 from prunelab.plots import marks
 from prunelab.plots.pictures import Picture, Shown, canvas
 from prunelab.runs.columns import need, quantity
@@ -23,45 +24,69 @@ if TYPE_CHECKING:
 _TICKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
-def beside_reported(points: pd.DataFrame, measure: str, *, judged: bool = True, **shown: Unpack[Shown]) -> Picture:
+def beside_reported(
+    points: pd.DataFrame,
+    measure: str,
+    *,
+    judged: bool = True,
+    runs: pd.DataFrame | None = None,
+    **shown: Unpack[Shown],
+) -> Picture:
     """Accuracy against the fraction of units left, on a log axis that runs from the whole network to nothing.
 
-    The first panel has all of our curves; then each by itself, with its 95 % t interval, over the reported one (open
-    rings on a dashed line, a grey band for its interval).
+    The first panel has all of our curves, as a figure of the paper has them, the second all that were reported; then
+    each of ours by itself, with its 95 % t interval, over the reported one (open rings on a dashed line, a grey band
+    for its interval).
 
     Args:
         points: of ``reported_curves.beside``: strategy, fraction, ours, ours_half, n, reported, reported_half, agrees.
             A strategy that is a number is the fraction p that goes in each round.
         measure: the column that was compared, for the words.
-        judged: whether to count the points that agree; runs that are not as published have other levels.
+        judged: whether to count the points that agree; runs below the paper's level have other levels.
+        runs: one row per run and round: strategy, fraction, ``measure``; drawn where an interval says nothing.
         shown: title, provenance, look, size.
     """
     need(points, ["strategy", "fraction", "ours", "ours_half", "n", "reported"], "plots.beside_reported", "strategy")
     names, up = list(dict.fromkeys(points["strategy"])), quantity(measure)
-    columns = 3 if len(names) <= 5 else 4
-    rows = math.ceil((len(names) + 1) / columns)  # the first panel has all curves together
+    known = points.dropna(subset=["reported"])
+    together = 2 if len(known) else 1  # panels that have all curves
+    panels = len(names) + together
+    columns = 4 if panels in (4, 7, 8) else 3
+    rows = math.ceil(panels / columns)
     size = (2.7 * columns + 1.0, 2.4 * rows + 0.9)
-    known, counted = points.dropna(subset=["reported"]), marks.counted(points)
+    means = points.rename(columns={"ours": measure, "ours_half": f"{measure}_half"})
+    counted = marks.counted(means, measure, runs=runs is not None)
     if judged and len(known):
         counted = {**counted, "interval": "; ".join(filter(None, [counted.get("interval"), _rule(known, up.scale)]))}
     sheet = canvas(rows, columns, **{"size": size, **shown}, counted=counted, sharex=True, sharey=True)
     words = [f"{up.label.capitalize()} against the fraction of units left."]
     with sheet as (picture, axes):
         flat = list(axes.flat)
-        for ax in flat[len(names) + 1 :]:
+        for ax in flat[panels:]:
             ax.set_visible(False)
-        everything, own = flat[0], flat[1:]
+        everything, own = flat[0], flat[together:]
         everything.set_title(f"ours: {up.axis}")
+        if len(known):
+            flat[1].set_title(f"reported: {up.axis}")
         for position, (name, ax) in enumerate(zip(names, own, strict=False)):
             rows_ = points[points["strategy"] == name].sort_values("fraction")
-            look = marks.series(position)
-            label = f"p = {name}" if name[0].isdigit() else name
+            ends = marks.reach(means.loc[rows_.index], measure)
+            look, alone = marks.series(position), None
+            if runs is not None:
+                mine = runs[(runs["strategy"] == name) & runs["fraction"].isin(rows_["fraction"][ends["up"].isna()])]
+                alone = mine[["fraction"]].assign(level=mine[measure] * up.scale)
+            label = spoken(name)
             everything.plot(rows_["fraction"], rows_["ours"] * up.scale, label=label, markersize=4, **look)
-            words.append(_over(ax, rows_, up.scale, look, label, judged))
-        for ax in [everything, *own]:
+            bar = {"ecolor": look["color"], "elinewidth": 0.8, "alpha": 0.6, "zorder": 1}
+            everything.errorbar(rows_["fraction"], rows_["ours"] * up.scale, ends.T.to_numpy(), None, "none", **bar)
+            if len(known):
+                theirs = rows_.dropna(subset=["reported"])
+                flat[1].plot(theirs["fraction"], theirs["reported"] * up.scale, markersize=4, **look)
+            words.append(_over(ax, rows_, ends, up.scale, look, label, judged, alone))
+        for ax in flat[:panels]:
             _fractions(ax, points["fraction"])
         marks.bound(everything, "y", measure, points[["ours", "reported"]].stack())
-        for ax in flat[: len(names) + 1]:
+        for ax in flat[:panels]:
             below = flat.index(ax) + columns
             if below >= len(flat) or not flat[below].get_visible():
                 ax.set_xlabel("fraction of units left")
@@ -98,9 +123,8 @@ def beside_methods(rounds: pd.DataFrame, others: pd.DataFrame, **shown: Unpack[S
                 rounds.loc[rounds["strategy"] == name, "test_error"] * 100,
                 marks.series(0),
             )
-            marks.bars(
-                ax, own, "compression_ratio", "test_error", spread=True, label="NNrelief, ours", **marks.series(0)
-            )
+            look = {**marks.series(0), "label": "NNrelief, ours"}
+            marks.bars(ax, own, "compression_ratio", "test_error", spread=True, **look)
             theirs = others[others["network"] == name]
             for position, row in enumerate(theirs.itertuples(), start=1):
                 look = {**marks.series(position), "linestyle": "", "markerfacecolor": "none", "markersize": 8}
@@ -119,7 +143,8 @@ def beside_methods(rounds: pd.DataFrame, others: pd.DataFrame, **shown: Unpack[S
 def _rule(known: pd.DataFrame, scale: float) -> str:
     """When a point agrees, as ``reported_curves.beside`` decides it."""
     open_ones = "; undecided: only by the width of our interval" if known["agrees"].isna().any() else ""
-    return f"agree: no further apart than both half intervals and {READING * scale:g} points{open_ones}"
+    near = f"agree: no further from the reported interval than {CLOSE * scale:g} points, or than our own interval"
+    return f"{near}, where it is narrow{open_ones}"
 
 
 def _ring() -> dict[str, Any]:
@@ -133,7 +158,16 @@ def _band() -> dict[str, Any]:
     return {"color": mpl.rcParams["xtick.color"], "alpha": 0.25, "linewidth": 0}
 
 
-def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict[str, Any], name: str, judged: bool) -> str:
+def _over(
+    ax: Axes,
+    rows: pd.DataFrame,
+    ends: pd.DataFrame,
+    scale: float,
+    look: dict[str, Any],
+    name: str,
+    judged: bool,
+    alone: pd.DataFrame | None,
+) -> str:
     """One of our curves over the reported one; says in words how many points agree, where that is judged."""
     theirs = rows.dropna(subset=["reported"])
     if len(theirs):
@@ -141,10 +175,10 @@ def _over(ax: Axes, rows: pd.DataFrame, scale: float, look: dict[str, Any], name
         half = theirs["reported_half"].fillna(0) * scale
         ax.fill_between(at, level - half, level + half, zorder=1, **_band())
         ax.plot(at, level, zorder=2, **_ring())
-    half = rows["ours_half"] * scale
-    # The interval of two runs is often wider than all the rest: pale, so that the curve stays in sight.
-    known = {"elinewidth": 1, "ecolor": look["color"], "alpha": 0.35 if rows["n"].max() < 3 else 1}
-    ax.errorbar(rows["fraction"], rows["ours"] * scale, half, None, "none", zorder=3, **known)
+    bar = {"elinewidth": 1, "ecolor": look["color"], "zorder": 3}
+    ax.errorbar(rows["fraction"], rows["ours"] * scale, ends.T.to_numpy(), None, "none", **bar)
+    if alone is not None:
+        marks.dots(ax, alone["fraction"], alone["level"], look)
     ax.plot(rows["fraction"], rows["ours"] * scale, markersize=4, zorder=3, **look)
     ax.set_title(name)
     if not len(theirs):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from prunelab.errors import PrunelabError
@@ -58,7 +60,7 @@ def accuracy_against_compression(
     means = marks.means(pruned, by=[hue, "round"], columns=[x, y])
     across, up = quantity(x), quantity(y)
     words = [f"{up.label.capitalize()} against {across.label}."]
-    with canvas(**{"size": (8.2, 4.8), **shown}, counted=marks.counted(means)) as (picture, axes):
+    with canvas(**{"size": (8.2, 4.8), **shown}, counted=marks.counted(means, y)) as (picture, axes):
         ax = axes[0, 0]
         if not dense.empty and not several:
             words.append(_baseline(ax, dense if never.empty else never, y))
@@ -69,7 +71,8 @@ def accuracy_against_compression(
             marks.dots(ax, own[x] * across.scale, own[y] * up.scale, look)
             marks.bars(ax, rows, x, y, spread=True, label=f"{name} (n = {marks.spell(rows['n'])})", **look)
             best = rows.loc[rows[y].idxmax()]
-            words.append(f"{name}: best mean {up.text(best[y], best[f'{y}_half'])} at {across.text(best[x])}.")
+            firm = best.get(f"{y}_half", math.nan) if best["n"] >= marks.FEW else math.nan
+            words.append(f"{name}: best mean {up.text(best[y], firm)} at {across.text(best[x])}.")
         marks.scale(ax, "x", x, pruned[x])
         ax.set_ylim(*_level(rounds[y], means, y))
         ax.set_xlabel(across.axis)
@@ -146,12 +149,13 @@ def curve(
     means = marks.means(measured, by=keys, columns=[y])
     across, up = quantity(x), quantity(y)
     words = [f"{up.label.capitalize()} against {across.label}."]
-    with canvas(**{"size": (7.6, 4.2), **shown}, counted=marks.counted(means)) as (picture, axes):
+    with canvas(**{"size": (7.6, 4.2), **shown}, counted=marks.counted(means, y)) as (picture, axes):
         ax = axes[0, 0]
         for position, (name, group) in enumerate(marks.groups(means, hue, measured)):
             ahead, group = chosen is None or name == chosen, group.sort_values(x)
             weight = {"alpha": 1 if ahead else 0.3, "zorder": 3 if ahead else 2}
-            marks.bars(ax, group, x, y, label=str(name), **weight, **marks.series(position))
+            own = measured[measured[hue] == name] if hue else measured
+            marks.bars(ax, group, x, y, rows=own, key=x, label=str(name), **weight, **marks.series(position))
             if ahead and mark is not None:
                 _ring(ax, group[group[x] == mark], x, y)
             ends = [f"{up.text(row[y])} at {across.text(row[x])}" for _, row in group.iloc[[0, -1]].iterrows()]
@@ -175,15 +179,19 @@ def strategies(
     metrics: Sequence[str] = ("test_accuracy", "weights", "units", "seconds"),
     *,
     baseline: str | None = None,
+    guides: Mapping[str, float] = MappingProxyType({}),
+    windows: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     **shown: Unpack[Shown],
 ) -> Picture:
     """A comparison table as a picture: a row per strategy, a column per quantity, means with intervals, runs as dots.
 
     Args:
-        rounds: one row per run: ``by`` and ``metrics``.
+        rounds: one row per run: ``by`` and ``metrics``; or a table of means as ``tables.comparison`` has them: no dots.
         by: column that names the rows; they stand in the order of their first appearance.
         metrics: columns to compare.
         baseline: a value of ``by`` whose means are drawn through as dashed lines.
+        guides: quantity -> a value, in the unit shown, at which a dashed line stands.
+        windows: quantity -> the ends of its axis, in the unit shown; a mean beyond them is written at the edge.
         shown: title, provenance, look, size.
 
     Raises:
@@ -191,23 +199,37 @@ def strategies(
     """
     need(rounds, [by, *metrics], "plots.strategies", by)
     names = list(rounds[by].unique())
-    means = marks.means(rounds, by=[by], columns=list(metrics)).set_index(by).loc[names]
+    known = f"{metrics[0]}_half" in rounds
+    means = (rounds if known else marks.means(rounds, by=[by], columns=list(metrics))).set_index(by).loc[names]
     size = (2.0 + 2.1 * len(metrics), 1.3 + 0.34 * len(names))
-    sheet = canvas(1, len(metrics), **{"size": size, **shown}, counted=marks.counted(means), sharey=True)
+    counted = marks.counted(means, *metrics, runs=not known)
+    sheet = canvas(1, len(metrics), **{"size": size, **shown}, counted=counted, sharey=True)
     with sheet as (picture, axes):
         for ax, metric in zip(axes[0], metrics, strict=True):
             quant = quantity(metric)
-            middle, half = means[metric] * quant.scale, means[f"{metric}_half"] * quant.scale
+            middle, reach = means[metric] * quant.scale, marks.reach(means, metric)
+            low, high = windows.get(metric, (-math.inf, math.inf))
             for row, name in enumerate(names):
                 look = {**marks.series(row), "linestyle": ""}
-                own = rounds.loc[rounds[by] == name, metric] * quant.scale
-                marks.dots(ax, own, [row] * len(own), look)
-                known = None if math.isnan(half[name]) else half[name]
-                ax.errorbar(middle[name], row, xerr=known, elinewidth=1, **look)
-            if baseline in means.index:
-                ax.axvline(middle[baseline], **marks.reference())
+                if not low <= middle[name] <= high:
+                    edge, to = (low, "left") if middle[name] < low else (high, "right")
+                    arrow = f"← {middle[name]:.0f}" if to == "left" else f"{middle[name]:.0f} →"
+                    ax.text(edge, row, arrow, ha=to, va="center", fontsize=8, color=look["color"])
+                    continue
+                if not known:
+                    own = rounds.loc[rounds[by] == name, metric] * quant.scale
+                    marks.dots(ax, own, [row] * len(own), look)
+                ends = reach.loc[name].to_numpy()
+                ax.errorbar(
+                    middle[name], row, xerr=None if np.isnan(ends).any() else ends[:, None], elinewidth=1, **look
+                )
+            lines = [middle[baseline]] if baseline in means.index else []
+            for line in [*lines, *([guides[metric]] if metric in guides else [])]:
+                ax.axvline(line, **marks.reference())
             marks.scale(ax, "x", metric, rounds[metric])
             marks.bound(ax, "x", metric, rounds[metric])
+            if metric in windows:
+                ax.set_xlim(low, high)
             ax.set_title("\n".join(textwrap.wrap(quant.axis, 19)))
             ax.grid(axis="y", visible=False)
             if ax.get_xscale() == "linear":
@@ -215,17 +237,19 @@ def strategies(
         axes[0, 0].set_yticks(range(len(names)), [str(name) for name in names])
         axes[0, 0].invert_yaxis()
         first = metrics[0]
-        each = [f"{name}: {quantity(first).text(row[first], row[f'{first}_half'])}" for name, row in means.iterrows()]
+        each = [
+            f"{n}: {quantity(first).text(row[first], row.get(f'{first}_half', math.nan))}"
+            for n, row in means.iterrows()
+        ]
         labels = ", ".join(quantity(metric).label for metric in metrics)
         picture.alt = f"{labels.capitalize()} of {len(names)} strategies. {'; '.join(each)}."
     return picture
 
 
 def _level(values: pd.Series, means: pd.DataFrame, y: str) -> tuple[float, float]:
-    """Room for every run and the intervals of three seeds and more; that of two is often wider than all the rest."""
-    firm = means[means["n"] >= 3]
-    lows = [values.min(), (firm[y] - firm[f"{y}_half"]).min()]
-    highs = [values.max(), (firm[y] + firm[f"{y}_half"]).max()]
+    """Room for every run and every interval that is drawn."""
+    reach = marks.reach(means, y) / quantity(y).scale
+    lows, highs = [values.min(), (means[y] - reach["down"]).min()], [values.max(), (means[y] + reach["up"]).max()]
     low, high = (pick(v for v in ends if math.isfinite(v)) for pick, ends in ((min, lows), (max, highs)))
     room = 0.05 * (high - low) or 0.01
     return (low - room) * quantity(y).scale, (high + room) * quantity(y).scale

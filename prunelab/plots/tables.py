@@ -10,16 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunelab import papers, paths
-from prunelab.papers import CONFIRMED, CONTRADICTED, NOT_MEASURED, UNDECIDED, Artefact
+from prunelab import papers
+from prunelab.papers import KINDS, NOT_HERE, NOT_MEASURED, ONE_RUN, UNDECIDED, Artefact
 from prunelab.plots.gallery import saved
 from prunelab.runs.columns import MISSING, need, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SIGNS = {CONFIRMED: "✓", CONTRADICTED: "✗", UNDECIDED: "?", NOT_MEASURED: MISSING}  # colour never alone
-COLOURS = {CONFIRMED: "#00805c", CONTRADICTED: "#c2410c", UNDECIDED: "#9a6700", NOT_MEASURED: "#6b7280"}
+_GREEN, _RED, _YELLOW, _GREY = "#00805c", "#c2410c", "#9a6700", "#6b7280"
+_LOOKS = {  # sign and colour of each verdict: colour never alone
+    **{verdict: look for yes, no in KINDS.values() for verdict, look in ((yes, ("✓", _GREEN)), (no, ("✗", _RED)))},
+    NOT_HERE: ("~", _YELLOW),
+    UNDECIDED: ("?", _YELLOW),
+    ONE_RUN: ("?", _YELLOW),
+    NOT_MEASURED: (MISSING, _GREY),
+}
+SIGNS = {verdict: sign for verdict, (sign, _) in _LOOKS.items()}
+WORDS = ("confirmed", "contradicted", NOT_HERE, "undecided", NOT_MEASURED)  # what becomes of claims, in columns
 _NARROWEST = 16  # characters of a column of words, in a terminal that is too narrow
 
 
@@ -168,25 +176,27 @@ def stored_verdicts(claims: Iterable[Mapping[str, Any]], committed: Mapping[str,
 
 
 def verdicts(judged: pd.DataFrame) -> Table:
-    """The table of ``papers.verdicts`` to read: claim, reported, ours, difference, tolerance, n, verdict."""
+    """The table of ``papers.verdicts`` to read: kind, claim, reported, ours, difference, n, verdict."""
     import pandas as pd
 
     need(
         judged,
-        ["text", "reported", "ours", "interval", "n", "difference", "tolerance", "rule", "verdict"],
+        ["kind", "text", "reported", "ours", "interval", "n", "difference", "tolerance", "rule", "seen", "verdict"],
         "tables.verdicts",
     )
     rows = []
-    for row in judged.itertuples():
+    for row in sorted(judged.itertuples(), key=lambda row: list(KINDS).index(row.kind)):
         digits = _digits(row)
         ours = f"{row.ours:,.{digits}f}" + (f" ± {row.interval:,.{digits}f}" if row.interval > 0 else "")
         if row.rule == "shown":
-            ours = "yes" if row.ours == 1 else "no"
+            ours = {1: "yes", 0: "no"}.get(row.ours, ours)
+        seen = f" ({row.seen})" if isinstance(row.seen, str) and row.seen else ""
         rows.append(
             {
+                "kind": row.kind,
                 "claim": row.text,
                 "reported": _wanted(row),
-                "ours": ours if math.isfinite(row.ours) else MISSING,
+                "ours": f"{ours}{seen}" if math.isfinite(row.ours) else MISSING,
                 "difference": f"{row.difference:+,.{digits}f}" if math.isfinite(row.difference) else MISSING,
                 "n": f"{row.n:.0f}" if math.isfinite(row.n) else MISSING,
                 "verdict": f"{SIGNS[row.verdict]} {row.verdict}",
@@ -195,26 +205,34 @@ def verdicts(judged: pd.DataFrame) -> Table:
     return Table(
         pd.DataFrame(rows),
         judged,
-        "the interval decides: all of it on the claim's side confirms, all of it on the other contradicts",
+        "the interval decides: all of it on the claim's side confirms, all of it on the other contradicts; "
+        "no claim is contradicted on less than the paper had",
     )
 
 
-def summary(found: Iterable[str]) -> str:
-    """Verdicts of several claims in one phrase: ``✓ 3 of 4 confirmed, 1 undecided``."""
-    counts: dict[str, int] = {}
-    for verdict in found:
-        counts[verdict] = counts.get(verdict, 0) + 1
-    total = sum(counts.values())
-    if not total:
-        return "nothing to judge"
-    worst = next(v for v in (CONTRADICTED, UNDECIDED, NOT_MEASURED, CONFIRMED) if v in counts)
-    rest = [f"{counts[v]} {v.split(' (')[0]}" for v in (CONTRADICTED, UNDECIDED, NOT_MEASURED) if v in counts]
-    return f"{SIGNS[worst]} " + ", ".join([f"{counts.get(CONFIRMED, 0)} of {total} confirmed", *rest])
+def summary(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Verdicts in one phrase, each kind by itself: ``✓ 3 of 4 claims confirmed, 1 undecided; 2 of 2 checks``.
+
+    Args:
+        rows: of ``papers.verdicts``, kind and verdict of each.
+    """
+    parts = []
+    for kind, (yes, no) in KINDS.items():
+        found = [row["verdict"] for row in rows if row["kind"] == kind]
+        if not found:
+            continue
+        held = found.count(yes)
+        rest = [verdict.split(" (")[0] for verdict in found if verdict != yes]
+        said = [f"{rest.count(word)} {word}" for word in (no, *WORDS[2:]) if word in rest]
+        sign = next((SIGNS[v] for v in (no, NOT_HERE, UNDECIDED, ONE_RUN, NOT_MEASURED) if v in found), SIGNS[yes])
+        plural = f"{kind}{'s' if len(found) > 1 else ''}"
+        parts.append(f"{sign} " + ", ".join([f"{held} of {len(found)} {plural} {yes}", *said]))
+    return "; ".join(parts) or "nothing to judge"
 
 
-def outcomes(facts: Mapping[str, Any] | None) -> list[str]:
-    """The verdicts that were saved with an artefact, one for each claim; of one that was never made, none."""
-    return [entry["verdict"] for entry in (facts or {}).get("claims") or []]
+def outcomes(facts: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows that were saved with an artefact, one for each claim; of one that was never made, none."""
+    return (facts or {}).get("claims") or []
 
 
 def preset(artefact: Artefact, facts: Mapping[str, Any] | None) -> str:
@@ -235,7 +253,7 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
 
     Args:
         artefacts: the rows, in their order.
-        links: for the README, where title and verdict lead to notebook and picture; else for a terminal.
+        links: for the gallery, where titles lead to pictures below; else for a terminal.
     """
     import pandas as pd
 
@@ -250,10 +268,7 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
             "verdict": summary(found) if facts else "not made yet",
         }
         if links:
-            title = f"[{artefact.title}](notebooks/{artefact.notebook})"
-            if (paths.figures() / f"{artefact.figure}.png").exists():
-                known["verdict"] = f"[{known['verdict']}](figures/{artefact.figure}.png)"
-            rows.append({"artefact": f"`{artefact.id}`", "title": title, **known})
+            rows.append({"artefact": f"`{artefact.id}`", "title": f"[{artefact.title}](#{artefact.id})", **known})
         else:
             rows.append({"artefact": artefact.id, "title": artefact.title, **known})
         numbers.append(
@@ -261,30 +276,42 @@ def index(artefacts: Iterable[Artefact], *, links: bool = False) -> Table:
                 "artefact": artefact.id,
                 "preset": facts.get("preset"),
                 "minutes": minutes,
-                "confirmed": found.count(CONFIRMED),
-                "claims": len(found),
+                **_counted(found),
             }
         )
-    caption = "" if links else "`prunelab reproduce ARTEFACT` makes one again; its notebook is notebooks/ARTEFACT.ipynb"
+    caption = "" if links else "`prunelab reproduce ARTEFACT` makes one again; `--preset paper` as the paper did it"
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), caption)
 
 
 def by_paper() -> Table:
-    """How far each paper is reproduced: artefacts that were made, and how many of their claims got which verdict."""
+    """How far each paper is reproduced: artefacts that were made, and what became of claims, checks and questions."""
     import pandas as pd
 
     rows, numbers = [], []
     for paper in papers.papers():
         facts = [saved(artefact.figure) for artefact in papers.artefacts(paper.key)]
-        found = [verdict for one in facts for verdict in outcomes(one)]
-        counts = {verdict.split(" (")[0]: found.count(verdict) for verdict in SIGNS}
+        counts = _counted([row for one in facts for row in outcomes(one)])
         made = sum(map(bool, facts))
-        name = paper.title.partition(":")[0]
-        signed = {f"{sign} {word}": str(n) for sign, (word, n) in zip(SIGNS.values(), counts.items(), strict=True)}
-        of = f"{made} of {len(facts)}"
-        rows.append({"paper": name, "tables and figures": of, "claims": str(len(found)), **signed})
-        numbers.append({"paper": paper.key, "made": made, "of": len(facts), "claims": len(found), **counts})
+        signed = {f"{SIGNS.get(word, '?')} {word}": str(counts[word]) for word in WORDS}
+        rows.append(
+            {
+                "paper": paper.title.partition(":")[0],
+                "tables and figures": f"{made} of {len(facts)}",
+                "claims": str(counts["claims"]),
+                **signed,
+                "checks, ✓ as published": f"{counts['as published']} of {counts['checks']}",
+                "questions of our own, ✓ yes, ✗ no": f"{counts['questions']}: {counts['yes']}, {counts['no']}",
+            }
+        )
+        numbers.append({"paper": paper.key, "made": made, "of": len(facts), **counts})
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers))
+
+
+def _counted(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of claims how many got which verdict; of checks and questions, how many there are and how many hold."""
+    of = {kind: [row["verdict"].split(" (")[0] for row in rows if row["kind"] == kind] for kind in KINDS}
+    found = {f"{kind}s": len(verdicts) for kind, verdicts in of.items()} | {w: of["claim"].count(w) for w in WORDS}
+    return found | {w: of[kind].count(w) for kind in ("check", "question") for w in KINDS[kind]}
 
 
 def _values(column: pd.Series, name: str) -> list[str]:
@@ -325,6 +352,6 @@ def _wanted(row: Any) -> str:
 
 
 def _cell_style(cell: str, right: bool) -> str:
-    colour = next((COLOURS[v] for v, sign in SIGNS.items() if cell.startswith(f"{sign} ")), "")
+    colour = next((look[1] for look in _LOOKS.values() if cell.startswith(f"{look[0]} ")), "")
     parts = [f"text-align:{'right' if right else 'left'}", *([f"color:{colour};font-weight:bold"] if colour else [])]
     return f' style="{";".join(parts)}"'

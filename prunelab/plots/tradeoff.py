@@ -55,7 +55,7 @@ def tradeoffs(
                            by=["strategy", "round"], columns=[x, y])
         for title, (rows, x) in panels.items()
     }  # fmt: skip
-    counted = marks.counted(next(iter(parts.values())))
+    counted = marks.counted(next(iter(parts.values())), y)
     with canvas(lines, columns, **{"size": size, **shown}, counted=counted) as (picture, axes):
         for ax in list(axes.flat)[len(panels) :]:
             ax.set_visible(False)
@@ -64,7 +64,8 @@ def tradeoffs(
             for name, own in marks.groups(means, "strategy", rows):
                 own = own.sort_values("round")
                 look = {**marks.series(names.index(name)), **({} if len(own) > 1 else {"linestyle": ""})}
-                marks.bars(ax, own, x, y, spread=True, label=str(name), **look)
+                mine = rows[rows["strategy"] == name]
+                marks.bars(ax, own, x, y, spread=True, rows=mine, label=str(name), **look)
             levels = rows[y].dropna()
             if literature is not None and len(known := literature.dropna(subset=[x]) if x in literature else ()):
                 papers = known["paper"].nunique()

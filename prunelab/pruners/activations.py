@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from prunelab.errors import PrunelabError
 from prunelab.pruners.scores import wide
@@ -35,7 +36,7 @@ def unit_sums(
 
     Args:
         model: Any module.
-        layers: Names of Linear and Conv2d layers.
+        layers: Names of Linear layers and convolutions.
         batches: ``(x, y)`` or ``x``, scaled, on the model's device, in pieces of any size: they are cut and joined to
             pieces that use the machine well.
         reduce: Takes an activation ``[N, ...]`` and the axes of its positions (those that are neither samples nor
@@ -120,7 +121,7 @@ def _places(model: nn.Module, layers: Sequence[str], x: Tensor) -> tuple[dict[Pl
 def _pass(model: nn.Module, places: Mapping[Place, str], x: Tensor, reduce: Reduce) -> Iterator[tuple[str, Tensor]]:
     found: dict[str, Tensor] = {}
     calls: dict[str, int] = {}
-    axis = {layer: 1 if isinstance(model.get_submodule(layer), nn.Conv2d) else -1 for layer in places.values()}
+    axis = {layer: 1 if isinstance(model.get_submodule(layer), _ConvNd) else -1 for layer in places.values()}
 
     def look(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:

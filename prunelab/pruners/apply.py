@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.collapse import dead_layers
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, checked_seed
 from prunelab.masks import MaskError, Masks, layer_of, named_layers
 from prunelab.pruners.base import Context, Loss, Pruner, Ranking, Step
 from prunelab.pruners.registry import METHODS, build
@@ -137,8 +137,7 @@ def _pruned(
     """What ``prune`` gives, and the new values of weights."""
     if not isinstance(model, nn.Module):
         raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise PrunelabError(f"seed = {seed!r}: should be a whole number, 0 or more, below 2**63")
+    checked_seed(seed)
     pruner = build(Prune(method=method, options=options)) if isinstance(method, str) else method
     if pruner is method and options:
         raise PrunelabError(f"option {min(options)!r} comes with a pruner that is already built: set it there")

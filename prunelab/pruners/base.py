@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.units import by_layer, remaining, remove_lowest
-from prunelab.structure.forward import masked
+from prunelab.structure.forward import masked, samples
 
 Reads = Literal["nothing", "inputs", "labels", "held_out"]
 Loss = Callable[[Any, Any], Tensor]  # outputs, targets -> one number, the mean over the samples
@@ -112,6 +112,9 @@ class Context:
         for batch in self._batches():
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise PrunelabError("this method looks at inputs and targets: give batches= of pairs (x, y)")
+            if samples(batch[0]) != samples(batch[1]):
+                counts = f"{samples(batch[0])} inputs and {samples(batch[1])} targets"
+                raise PrunelabError(f"a batch has {counts}: should be as many")
             yield batch[0], batch[1]
 
     def sample(self) -> Any:
@@ -196,6 +199,8 @@ class Pruner(ABC):
         while_training: whether it acts at the end of epochs, within one training; ``due`` says after which.
         penalises: whether it ever adds a ``penalty`` to the loss.
         stores_features: whether it freezes layers, whose outputs are stored then.
+        version: of a method of your own, counted up when its numbers change, so that stored runs of it are made again;
+            those of the package have theirs in the registry.
     """
 
     granularity = "weight"
@@ -208,6 +213,7 @@ class Pruner(ABC):
     while_training = False
     penalises = False
     stores_features = False
+    version = 1
 
     @abstractmethod
     def prune(self, now: Context, amount: float) -> Step:
@@ -275,7 +281,7 @@ class Ranking(Pruner):
                 left = now.having(after)
                 with masked(now.model, after):
                     again = self.scores(left)
-                there = remaining(left, again, self.granularity)
+                there = {n: keep.to(again[n].device) for n, keep in remaining(left, again, self.granularity).items()}
                 told = {name: torch.where(there[name], score, told[name]) for name, score in again.items()}
                 scores = {name: score.masked_fill(~there[name], -torch.inf) for name, score in again.items()}
             last = number + 1 == self.measured

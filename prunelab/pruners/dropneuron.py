@@ -7,6 +7,7 @@ rules and constants are those of the published code (regularizers.py and its scr
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -66,8 +67,8 @@ class DropNeuron(Pruner):
     def __post_init__(self) -> None:
         """Refuse what is no strength."""
         for name in ("l1", "l2", "dropneuron", "threshold"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"{name} = {value}: should be 0 or more")
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} = {value}: should be 0 or more, and finite")
 
     def penalty(self, model: nn.Module, state: Mapping[str, Tensor]) -> Penalty | None:
         """Gradients of the four terms, in closed form."""

@@ -9,10 +9,10 @@ import torch
 from prunelab.masks import layer_of
 from prunelab.pruners.base import Context, Pruner, Step
 from prunelab.pruners.scores import wide
-from prunelab.pruners.select import Granularity, keep_highest_units, scored_names, units_of
+from prunelab.pruners.select import Granularity, by_unit, keep_highest_units, scored_names, units_of
 from prunelab.pruners.units import unit_masks
 from prunelab.settings import settings
-from prunelab.shrink import joined_layers
+from prunelab.structure.shrink import joined_layers
 
 
 @settings
@@ -39,7 +39,7 @@ class Glance(Pruner):
         followers = {layer for group in groups for layer in group[1:]}
         names = [name for name in scored_names(model, current, "unit") if layer_of(name) not in followers]
         there = units_of(model, current, names)
-        scores = {layer_of(n): wide(model.get_parameter(n).detach()).abs().flatten(1).mean(1) for n in names}
+        scores = {layer_of(n): by_unit(model, n, wide(model.get_parameter(n).detach())).abs().mean(1) for n in names}
         left = {layer: int(keep.sum()) for layer, keep in there.items()}
         count = round(amount * sum(left.values()))
         if not self.allow_empty:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
-from prunelab.masks import Masks
+from prunelab.masks import Masks, unit_axis
 from prunelab.pruners.base import Context, Ranking, Reads
 from prunelab.pruners.dropnet import Variant, drop_units, without_units
 from prunelab.pruners.roles import norms_behind
-from prunelab.pruners.select import Granularity
-from prunelab.pruners.units import competing, remaining, there
+from prunelab.pruners.select import Granularity, scored_names, units_of
+from prunelab.pruners.units import remaining
 from prunelab.settings import settings
 from prunelab.structure.forward import logits, looking
 
@@ -62,7 +62,7 @@ class Oracle(Ranking):
 
     def scores(self, now: Context) -> dict[str, Tensor]:
         """Layer -> float32 [units]: the mean cross entropy over the batches without the unit; what is gone has inf."""
-        units = there(competing(now, "unit"), now.masks)
+        units = units_of(now.model, now.masks, scored_names(now.model, now.masks, "unit"))
         losses = losses_without(now.model, units, now.pairs())
         return {layer: loss.float() for layer, loss in losses.items()}
 
@@ -100,8 +100,10 @@ def losses_without(
     with looking(model):
         look = _All(small, list(units)) if small is not None else _EachByItself(model, units)
         for x, y in _pieces(batches, look.samples):
+            if not samples:
+                logits(model, x[:2])  # refused in one line where it does not fit
             samples += len(y)
-            for layer, loss in look.losses(x, y):
+            for layer, loss in look.losses(x.clone(), y):  # the first layer may work in place
                 sums[layer] += loss.cpu()
     if not samples:
         raise PrunelabError("the oracle measures losses: give batches=, pairs of inputs and targets")
@@ -118,7 +120,7 @@ class _EachByItself:
         norms = norms_behind(model, list(units))
         places = {layer: [layer, *([norms[layer]] if layer in norms else [])] for layer in units}
         self.rows = {
-            layer: [p for name in names for p in self.model.get_submodule(name).parameters(recurse=False)]
+            layer: [row for name in names for row in _by_unit(self.model.get_submodule(name))]
             for layer, names in places.items()
         }
 
@@ -134,6 +136,11 @@ class _EachByItself:
                 for parameter, row in zip(self.rows[layer], before, strict=True):
                     parameter[unit] = row
             yield layer, torch.stack(found) if found else torch.zeros(0)
+
+
+def _by_unit(layer: nn.Module) -> list[Tensor]:
+    """Its parameters, their units along the first axis; views."""
+    return [p.movedim(unit_axis(layer) or 0, 0) if p.dim() > 1 else p for p in layer.parameters(recurse=False)]
 
 
 class _All:

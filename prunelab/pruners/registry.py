@@ -61,7 +61,7 @@ def _adopted(pruner: Any, **preset: Any) -> Method:
     checked = pruner if is_pydantic_dataclass(pruner) and "__dataclass_fields__" in vars(pruner) else settings(pruner)
     if wrong := sorted(set(preset) - {field.name for field in dataclasses.fields(checked)}):
         raise PrunelabError(f"{pruner.__name__} has no field {wrong[0]!r}")
-    return Method(checked, MappingProxyType(preset))
+    return Method(checked, MappingProxyType(preset), version=getattr(pruner, "version", 1))
 
 
 METHODS: Registry[Method] = Registry(

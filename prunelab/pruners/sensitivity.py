@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, checked_seed
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners import Context, Pruner, Ranking, build, first_masks
 from prunelab.pruners.measures import Measure, check_labels, chosen, usual
@@ -162,7 +162,7 @@ def _classification(model: nn.Module, x: Any, y: Any) -> Measure:
 
 def draw(seed: int) -> torch.Generator:
     """A generator of its own for every selection, so that no order of work changes a result."""
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(checked_seed(seed))
 
 
 def _leaving_one(amount: float, left: int) -> float:

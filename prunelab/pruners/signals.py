@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunelab.errors import PrunelabError
+from prunelab.errors import PrunelabError, checked_seed
 from prunelab.structure.forward import call, looking
 
 Reduce = Literal["mean_of_norm", "norm_of_mean", "sum"]
@@ -30,7 +30,7 @@ def pruning_set(batches: Iterable[Any], samples: int, seed: int) -> Tensor:
         samples: how many; fewer where there are not so many.
         seed: draws them.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(checked_seed(seed))
     kept: list[Tensor] = []
     keys = torch.empty(0)
     for batch in batches:

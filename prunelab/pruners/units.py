@@ -153,7 +153,7 @@ def fold(
         totals, members = [], []
         for part in space.slices:
             value = values.get(groups.names.get(part.name, ""))
-            if value is None or (value.dim() == 1 and part.dim) or part.role not in roles:
+            if value is None or (value.dim() == 1 and part.role == "in") or part.role not in roles:
                 continue
             group, own = part.group.to(value.device), (part.group >= 0).to(value.device)
             left = live[name].to(value.device)[group.clamp(min=0)] & own
@@ -209,12 +209,12 @@ def masks_without(now: Context, kept: Mapping[str, Tensor], granularity: Granula
 
 
 def made_by_layers(model: nn.Module, groups: Groups) -> dict[str, str]:
-    """Weight whose rows make units -> its layer, a Linear or Conv2d, whose outputs can be looked at."""
+    """Weight whose rows make units -> its layer, a Linear or a convolution, whose outputs can be looked at."""
     found = {}
     for space in groups.values():
         for part in space.slices:
             layer = layer_of(groups.names.get(part.name, ""))
-            if part.role == "out" and part.dim == 0 and isinstance(model.get_submodule(layer), nn.Linear | nn.Conv2d):
+            if part.role == "out" and part.dim == unit_axis(model.get_submodule(layer)):
                 found[groups.names[part.name]] = layer
     return found
 

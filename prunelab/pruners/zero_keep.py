@@ -11,7 +11,7 @@ from torch import nn
 from prunelab.masks import MaskError, Masks, layer_of
 from prunelab.pruners.base import Context, Pruner, Step
 from prunelab.pruners.scores import magnitude
-from prunelab.pruners.select import Granularity, Scope, scored_names, units_of
+from prunelab.pruners.select import Granularity, Scope, by_unit, scored_names, units_of
 from prunelab.pruners.units import remove_lowest
 from prunelab.settings import settings
 
@@ -48,7 +48,7 @@ class ZeroKeep(Pruner):
         zeroed = self.zeroed(now.model, now.masks)
         names = scored_names(now.model, zeroed, "unit")
         there = units_of(now.model, zeroed, names)
-        share = {layer_of(n): 1 - zeroed[n].flatten(1).float().mean(1) for n in names}
+        share = {layer_of(n): 1 - by_unit(now.model, n, zeroed[n]).float().mean(1) for n in names}
         scores = {layer: value.masked_fill(~there[layer], torch.inf) for layer, value in share.items()}
         if not self.allow_empty:
             best = {layer: value.masked_fill(~there[layer], -torch.inf).argmax() for layer, value in share.items()}

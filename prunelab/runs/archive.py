@@ -7,6 +7,7 @@ runs, before the first run is moved into place. So a damaged or hostile archive 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -322,7 +323,8 @@ def _delete(store: Store, garbage: Garbage) -> bool:
     path = garbage.path
     with records.writing(path):
         if path.is_dir() and path.name.startswith("."):
-            shutil.rmtree(path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else clears the store too
+                shutil.rmtree(path)
         elif path.is_dir():
             try:
                 with store.place(path.name.removesuffix(".partial")).hold():

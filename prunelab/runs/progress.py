@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm.auto import tqdm
+
+from prunelab.runs.scratch import scratch
 
 VARIABLE = "PRUNELAB_PROGRESS"
 EVERY = 0.4  # seconds between two looks
@@ -50,8 +51,8 @@ def shown(total: int, visible: bool = True) -> Iterator[Path]:
         The file for ``tick``.
     """
     given = os.environ.get(VARIABLE)
-    with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
-        path = Path(given) if given else Path(folder) / "progress"
+    with scratch() as folder:
+        path = Path(given) if given else folder / "progress"
         path.touch()
         before, expected = look(path)  # of the studies before this one in the same notebook
         tick(path, expected - before)

@@ -110,8 +110,7 @@ class Manifest:
         Raises:
             StoreError: they differ.
         """
-        mine, theirs = differences(self.run), differences(run)
-        if mine != theirs:
+        if self.run != run and (mine := differences(self.run)) != (theirs := differences(run)):
             other = {key: mine.get(key, "default") for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)}
             raise StoreError(f"{run.id} is stored with other settings ({other}): set PRUNELAB_RUNS to another store")
 
@@ -168,7 +167,7 @@ def decode_json(data: bytes) -> dict[str, Any]:
 def decode_record(start: bytes) -> dict[str, Any]:
     """The record in the header of a safetensors file; the header is enough."""
     found = digest.check(start, whole=False)
-    record = json.loads(json.loads(start[8:])["__metadata__"]["prunelab"])
+    record = json.loads(digest.metadata(start)["prunelab"])
     if record["format"] == FORMAT and not found:
         raise ValueError("its digest is gone")
     return record
@@ -177,7 +176,7 @@ def decode_record(start: bytes) -> dict[str, Any]:
 def decode_checkpoint(data: bytes) -> Checkpoint:
     """A whole checkpoint."""
     digest.check(data)
-    record = decode_record(data[: 8 + int.from_bytes(data[:8], "little")])
+    record = decode_record(data)
     return Checkpoint(decode_tensors(data), record["state"], record["rounds"], record["epochs"])
 
 

@@ -7,7 +7,6 @@ import copy
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn.utils import prune as torch_prune
 from prunelab.errors import PrunelabError, first_line
 from prunelab.gates import Gate
 from prunelab.masks import Masks
+from prunelab.paths import replacing
 from prunelab.tensor_file import TensorFile
 
 _MASK = "mask/"  # before the names of masks, in a file of a model
@@ -52,6 +52,7 @@ def save(path: str | Path, model: nn.Module, masks: Mapping[str, Tensor] | None 
         ExportError: the place cannot be written, the state_dict holds what is no tensor, or the model is the trace of
             another, whose sizes are in its code.
     """
+    _refuse_no_module(model)
     if isinstance(model, torch.fx.GraphModule):
         what = "the model is a torch.fx.GraphModule, which no class of yours can take"
         raise ExportError(f"{what}: save the network it was made from, with its masks, or write ONNX with to_onnx")
@@ -78,8 +79,7 @@ def load(path: str | Path, model: nn.Module) -> tuple[nn.Module, Masks]:
     Raises:
         ExportError: no such file, not one of ours, damaged, or of another model.
     """
-    if not isinstance(model, nn.Module):
-        raise ExportError(f"model is a {type(model).__name__}: give load a network of the class that was saved")
+    _refuse_no_module(model)
     tensors, facts = _FILE.load(path)
     try:
         sizes, tied = (json.loads(facts.get(name, "{}")) for name in ("sizes", "tied"))
@@ -94,6 +94,11 @@ def load(path: str | Path, model: nn.Module) -> tuple[nn.Module, Masks]:
     for name, module in made.named_modules():
         _resize(module, sizes.get(name))
     return made.eval(), Masks(masks)
+
+
+def _refuse_no_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"model is a {type(model).__name__}: give a torch.nn.Module")
 
 
 def _sizes(module: nn.Module) -> dict[str, int | list[int]]:
@@ -176,8 +181,11 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             export it or fixes its batch size, or the outputs differ.
     """
     onnxruntime = _onnxruntime()
+    _refuse_no_module(model)
+    if not isinstance(example, Tensor) or example.dim() < 2 or not len(example):
+        what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        raise ExportError(f"example is of {what}: should be a batch of inputs, [N, ...]")
     path = Path(path)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.onnx")
     plain = copy.deepcopy(model).eval()
     try:
         with torch.no_grad():
@@ -193,28 +201,25 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor, *, tolerance: f
             program = torch.onnx.export(
                 plain, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},), **names
             )
+        with replacing(path) as part:
             program.save(part)
-        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        if isinstance(batch := session.get_inputs()[0].shape[0], int):
-            raise ExportError(
-                f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
-                "a newer torch leaves it free"
-            )
-        (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
-        error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
-        if not error <= tolerance:
-            raise ExportError(
-                f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
-            )
-        part.replace(path)
+            session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+            if isinstance(batch := session.get_inputs()[0].shape[0], int):
+                raise ExportError(
+                    f"{path}: torch {torch.__version__} fixes the batch size at {batch}: nothing was written; "
+                    "a newer torch leaves it free"
+                )
+            (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+            error = float((torch.from_numpy(found) - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+            if not error <= tolerance:
+                raise ExportError(
+                    f"{path}: onnxruntime gives other outputs (by {error:.1e} of the largest): nothing was written"
+                )
         return error
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch's exporter and onnxruntime have errors of many kinds
         raise ExportError(f"{path}: torch cannot export the model: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 @torch.no_grad()
@@ -224,7 +229,7 @@ def _refuse_fixed_batch(model: nn.Module, example: Tensor, expected: Tensor, pat
         wrong = (
             len(model(torch.cat([example, example]))) != 2 * len(example) if len(expected) == len(example) else False
         )
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         wrong = True
     if wrong:
         what = f"the forward of the model takes batches of {len(example)} alone, as view({len(example)}, ...) does"
@@ -262,7 +267,8 @@ class OnnxModel(nn.Module):
         self.path, self._source = Path(path), (source,)  # in a tuple, so that it is no part of this module
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with _one_line(self.path, "cannot read it"):
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     @property
     def source(self) -> nn.Module:
@@ -273,8 +279,18 @@ class OnnxModel(nn.Module):
         """float32 [N, ...] -> [N, outputs]."""
         if not isinstance(x, Tensor):  # a tracer's stand-in would take the process down
             raise ExportError(f"{self.path}: takes tensors, not a {type(x).__name__}; trace its source instead")
-        (found,) = self._session.run(None, {self._session.get_inputs()[0].name: x.numpy()})
+        with _one_line(self.path, "cannot run it"):
+            (found,) = self._session.run(None, {self._session.get_inputs()[0].name: x.numpy()})
         return torch.from_numpy(found)
+
+
+@contextlib.contextmanager
+def _one_line(path: Path, what: str) -> Iterator[None]:
+    """Errors of onnxruntime, which are of many kinds, as one line."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        raise ExportError(f"{path}: onnxruntime {what}: {' '.join(str(error).split())[:200]}") from None
 
 
 def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32) -> None:
@@ -295,6 +311,9 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
         ExportError: the extra ``export`` is not installed, or the file cannot be quantised.
     """
     _onnxruntime()
+    if not isinstance(samples, Tensor) or not len(samples):
+        what = "empty" if isinstance(samples, Tensor) else f"a {type(samples).__name__}"
+        raise ExportError(f"samples is {what}: should be inputs, [N, ...], from which ranges are taken")
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
@@ -305,19 +324,11 @@ def quantise(path: str | Path, to: str | Path, samples: Tensor, batch: int = 32)
             part = next(self.left, None)
             return None if part is None else {"input": part.numpy()}
 
-    to = Path(to)
-    part = to.with_name(f"{to.stem}.{os.getpid()}.part.onnx")
     eight = quantization.QuantType.QInt8
     types = {"weight_type": eight, "activation_type": eight, "per_channel": True, "reduce_range": True}
-    try:
-        with _quiet_root():  # it recommends a preprocessing whose work to_onnx has done
-            quantization.quantize_static(str(path), str(part), Reader(), **types)
-        part.replace(to)
-    except Exception as error:  # noqa: BLE001 - likewise
-        raise ExportError(f"{path}: onnxruntime cannot quantise it: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    # It recommends a preprocessing whose work to_onnx has done.
+    with _one_line(Path(path), "cannot quantise it"), _quiet_root(), replacing(Path(to)) as part:
+        quantization.quantize_static(str(path), str(part), Reader(), **types)
 
 
 def _onnxruntime() -> Any:
@@ -335,13 +346,15 @@ def from_torch_prune(model: nn.Module) -> Masks:
     Raises:
         ExportError: nothing in the model is pruned that way.
     """
+    _refuse_no_module(model)
     masks = {}
     for place, layer in model.named_modules():
-        for name in [n.removesuffix("_orig") for n in list(layer._parameters) if n.endswith("_orig")]:
+        own = [name.removesuffix("_orig") for name in layer._parameters if name.endswith("_orig")]
+        for name in [name for name in own if f"{name}_mask" in layer._buffers]:  # spectral_norm has an _orig, too
             masks[f"{place}.{name}" if place else name] = layer._buffers[f"{name}_mask"].bool()
             torch_prune.remove(layer, name)
     if not masks:
-        raise ExportError("torch.nn.utils.prune has pruned nothing in this model: there is no parameter called *_orig")
+        raise ExportError("torch.nn.utils.prune has pruned nothing in this model: there is no buffer called *_mask")
     return Masks(masks)
 
 
@@ -385,6 +398,7 @@ def sparse(model: nn.Module, least: float | None = None, batch: int = 1) -> nn.M
             which takes a second or so for each.
         batch: with which it is measured.
     """
+    _refuse_no_module(model)
     made = copy.deepcopy(model)
     found: dict[tuple[int, int], float] = {}
     for place, layer in list(made.named_modules()):

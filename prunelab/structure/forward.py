@@ -90,9 +90,18 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """What the model gives for a tensor, a tuple or list of arguments, or a dict by name, of which it gets copies.
 
     A model that works in place changes the copies only.
+
+    Raises:
+        PrunelabError: the model raised something for them.
     """
     args, kwargs = arguments(inputs)
-    return model(*args, **kwargs)
+    try:
+        return model(*args, **kwargs)
+    except PrunelabError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        what = f"{type(model).__name__} does not take inputs of {shapes(inputs)}"
+        raise PrunelabError(f"{what}: {first_line(error)}") from error
 
 
 def arguments(inputs: Any) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 
 from prunelab import models, stats
-from prunelab.chains import ShrinkError
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
 from prunelab.pruners import METHODS, build
+from prunelab.pruners.units import COUPLED
 from prunelab.pruners.while_training import training_cost
 from prunelab.runs import Store
 from prunelab.runs.columns import need
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.shrink import shrink
 from prunelab.structure.report import latencies
+from prunelab.structure.shrink import ShrinkError, shrink
 from prunelab.training.experiment import Results
 from prunelab.training.load import masks_at
 
@@ -110,7 +110,11 @@ def compare(
     return studies
 
 
-_BASELINES = ("random", "magnitude", "random units", "L1 units")
+_BASELINES = (
+    "random",
+    "magnitude",
+    *(f"{name} {kind}" for kind in ("units", "channels", "heads") for name in ("random", "L1")),
+)
 
 
 def method_of(spec: str) -> tuple[str, str, dict[str, Any]]:
@@ -153,11 +157,13 @@ def _with_baselines(methods: Iterable[tuple[str, str, dict[str, Any]]], amount: 
 
 
 def _of_kind(prune: Prune) -> Mapping[str, tuple[str, dict[str, Any]]]:
-    """Random and magnitude pruning of the same things: single weights, or units."""
-    if not _of_units(prune):
+    """Random and magnitude pruning of the same things: single weights, units, or channels that go together."""
+    granularity = build(prune).granularity
+    if granularity == "weight":
         return {"random": ("random", {}), "magnitude": ("magnitude", {})}
-    unit = {"granularity": "unit"}
-    return {"random units": ("random", unit), "L1 units": ("magnitude", unit)}
+    coupled = granularity in COUPLED
+    unit, name = {"granularity": granularity if coupled else "unit"}, f"{granularity}s" if coupled else "units"
+    return {f"random {name}": ("random", unit), f"L1 {name}": ("magnitude", unit)}
 
 
 def _of_units(prune: Prune) -> bool:

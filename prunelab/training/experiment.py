@@ -7,16 +7,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import itertools
 import logging
 import math
-import os
-import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -27,19 +23,22 @@ import torch
 from torch import nn
 
 from prunelab import models, pruners
+from prunelab.budget import USED, OutOfTime, over, until
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.runs import Store
 from prunelab.runs.progress import shown, tick
 from prunelab.runs.provenance import cores
 from prunelab.runs.records import Damaged
+from prunelab.runs.scratch import ends_with, scratch
 from prunelab.settings import Run
+from prunelab.training import engines
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
 from prunelab.training.stack import ALONE, stackable
 from prunelab.training.train import Population, device, knows_bfloat16
-from prunelab.training.versions import versions
+from prunelab.training.versions import register_again, registered, versions
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,9 @@ def run_all(
     store: Store | Path | str | None = None,
     device: str = "auto",
     jobs: int | None = None,
+    engine: str | None = None,
     progress: bool = True,
+    budget: float | str | None = None,
 ) -> Results:
     """Load what the store has, train the rest.
 
@@ -125,16 +126,25 @@ def run_all(
             trained once.
         store: where results lie, or the path of it; None: the store of the repository, or of ``PRUNELAB_RUNS``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
+        jobs: processes that train side by side; None: as many as there are cores (one on a GPU); on a cluster its
+            workers decide.
+        engine: ``"local"``, ``"dask"`` or ``"ray"`` for a cluster on this machine, ``"dask://HOST:PORT"`` or
+            ``"ray://HOST:PORT"`` for one that exists; None: ``PRUNELAB_ENGINE``, or ``"local"``. See
+            ``prunelab.training.engines``.
         progress: whether to show a bar.
+        budget: how long to train, in seconds or like ``"10m"``; after the epoch in which it is used everything is
+            saved, and the same call goes on from there. None: to the end, or as ``prunelab reproduce --budget`` says.
 
     Returns:
         The results; runs that failed are among them, with the reason.
 
     Raises:
+        OutOfTime: the budget is used and runs are left; says how many.
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
+    end = until(budget)
     runs, strategies = asked_for(runs, jobs)
+    kind, _ = engines.parse(engine)
     store = Store.of(store)
     where = _device(device)
     missing = unfinished(runs, store)
@@ -155,8 +165,13 @@ def run_all(
         jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else cores()
     leaders = [run for run in missing if not run.prune.masks_of]
     followers = [run for run in missing if run.prune.masks_of]
-    for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
-        _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
+    with contextlib.nullcontext() if kind == "local" or not missing else engines.opened(engine, str(where)) as cluster:
+        for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
+            if over(end):
+                break
+            _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress, end, cluster)
+    if over(end) and (left := [run for run in missing if store.status(run) not in ("complete", "failed")]):
+        raise OutOfTime(f"{USED}: {len(left)} of {len(runs)} runs are left; the same call goes on with them")
     return Results.of(runs, store, missing, strategies)
 
 
@@ -168,7 +183,20 @@ def unfinished(runs: Sequence[Run], store: Store) -> list[Run]:
     """
     with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock while it works
         odd = list(pool.map(lambda run: store.unusable(run, versions(run)), runs))
-    return [run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in ("complete", "failed")]
+    known = {run.id: run for run in runs}
+    done = ("complete", "failed")
+    missing = {run.id: run for run, why in zip(runs, odd, strict=True) if why or store.status(run) not in done}
+    for leader in {run.prune.masks_of for run in missing.values()} - missing.keys():
+        try:
+            if leader and store.status(leader) == "complete":
+                store.removals(leader)
+        except Damaged as error:
+            if leader not in known:
+                raise
+            log.warning("%s: it is trained again", error.what)
+            store.discard(leader)
+            missing[leader] = known[leader]
+    return list(missing.values())
 
 
 def asked_for(
@@ -251,24 +279,78 @@ def _check_also_after(run: Run, pruner: Any) -> None:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
 
 
-def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool) -> None:
+def _train_all(
+    runs: Sequence[Run],
+    store: Store,
+    where: str,
+    jobs: int,
+    progress: bool,
+    end: float | None = None,
+    cluster: engines.Engine | None = None,
+) -> None:
     """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.data, run.model), []).append(run)
+    jobs = jobs if cluster is None else max(1, cluster.workers)
     parts = [part for group in groups.values() for part in _deal(group, jobs)]
+    if cluster is not None:
+        log.warning("%d runs in %d parts on %d workers: %s", len(runs), len(parts), jobs, cluster.describe())
     with shown(sum(map(most_epochs, runs)), progress) as ticks:
+        if cluster is not None:
+            engines.train_on(cluster, parts, store, where, ticks, end)
+            return
         if jobs == 1:
             for part in parts:
-                train_population(part, store, where, ticks)
+                train_population(part, store, where, ticks, end=end)
             return
-        from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
-
         threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
-        Parallel(n_jobs=jobs)(
-            delayed(_in_worker)([run.asdict() for run in part], store.root, where, threads, ticks, os.getpid())
-            for part in parts
+        side_by_side(train_population, parts, jobs, threads, store, where, ticks, None, end)
+
+
+def side_by_side(
+    work: Callable[..., None], parts: Iterable[Sequence[Run]], jobs: int, threads: int, *rest: Any
+) -> None:
+    """Do parts of a study in processes that end with this one.
+
+    Args:
+        work: a function that can be pickled, of runs and ``rest``.
+        parts: the runs of each call.
+        jobs: processes.
+        threads: of torch in each of them.
+        rest: what ``work`` takes besides.
+
+    Raises:
+        PrunelabError: one of the processes was killed.
+    """
+    from joblib import Parallel, delayed  # engines of other kinds (Ray, Dask) can be set as joblib backends
+
+    own = registered()
+    with scratch() as folder:
+        tasks = (
+            delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts
         )
+        try:
+            Parallel(n_jobs=jobs)(tasks)
+        except BrokenExecutor:
+            what = "a process that trained was killed, by somebody or for want of memory"
+            remedy = f"try again, with fewer jobs than {jobs}; it goes on from what is saved"
+            raise PrunelabError(f"{what}: {remedy}") from None
+
+
+def _in_worker(
+    work: Callable[..., None],
+    runs: Sequence[Mapping[str, Any]],
+    threads: int,
+    folder: Path,
+    own: list[tuple[Any, ...]],
+    rest: Sequence[Any],
+) -> None:
+    with ends_with(folder):
+        register_again(own)
+        keep_freed_memory()
+        torch.set_num_threads(threads)
+        work([Run.fromdict(run) for run in runs], *rest)
 
 
 def _deal(runs: Sequence[Run], jobs: int) -> list[list[Run]]:
@@ -294,31 +376,13 @@ def _shares_stack(model: nn.Module) -> bool:
     return stackable(model) and sum(p.numel() for p in model.parameters()) <= ALONE
 
 
-def _in_worker(runs: list[dict[str, Any]], root: Path, where: str, threads: int, ticks: Path, parent: int) -> None:
-    _end_with(parent)
-    torch.set_num_threads(threads)
-    train_population([Run.fromdict(run) for run in runs], Store(root), where, ticks)
-
-
-@functools.cache  # a worker is used again
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed kernel leaves nothing behind that trains on."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    if os.getppid() == parent:  # an engine of another kind has workers that are nobody's children
-        threading.Thread(target=watch, daemon=True).start()
-
-
 def train_population(
     runs: Sequence[Run],
     store: Store,
     where: str = "cpu",
     ticks: Path | None = None,
     watch: Watch | None = None,
+    end: float | None = None,
 ) -> None:
     """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
 
@@ -329,10 +393,10 @@ def train_population(
         ticks: the file in which epochs are counted, see ``prunelab.runs.progress``.
         watch: asked after every epoch of every run what is to happen next, and shown, before the first one and after
             the last, how things stand. What it raises ends the training of all; they go on from what was last saved.
+        end: when to stop, in seconds since 1970: after the epoch that is trained then, all are saved and let go.
     """
-    if not runs:
+    if not runs or over(end):
         return
-    keep_freed_memory()
     data = load(runs[0].data, device=where)
     population = Population(data)
     with contextlib.ExitStack() as claims:
@@ -363,6 +427,10 @@ def train_population(
             left = _one_epoch(active, population, watch)
             tick(ticks, sum(one.reached for one in active) - before)
             active = left
+            if over(end):
+                for one in active:
+                    one.pause()
+                return
 
 
 def _one_epoch(active: list[Running], population: Population, watch: Watch | None = None) -> list[Running]:

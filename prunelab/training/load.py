@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from prunelab import models
 from prunelab.chains import chain, remove_units, whole_index
 from prunelab.data import Dataset
+from prunelab.errors import first_line
 from prunelab.masks import Masks
 from prunelab.runs import Store
+from prunelab.runs.records import Damaged
 from prunelab.settings import Run
 from prunelab.training.removals import Removals
 
@@ -26,15 +28,23 @@ def trained(store: Store, run: Run, dataset: Dataset) -> nn.Module:
         store: where the run lies.
         run: its settings.
         dataset: what it was trained on, for the size of a sample and the number of classes.
+
+    Raises:
+        StoreError: the run is not complete, damaged, or its tensors are not those of the network in its settings.
     """
     model = models.build(run.model, dataset.shape, len(dataset.classes), run.seed)
     index = {name: list(axes) for name, axes in whole_index(model).items()}
     for key, positions in store.removals(run).items():
-        if key.startswith("index."):
-            name, _, axis = key.removeprefix("index.").rpartition(".")
+        name, _, axis = key.removeprefix("index.").rpartition(".")
+        if key.startswith("index.") and name in index and int(axis) < len(index[name]):
             index[name][int(axis)] = torch.from_numpy(positions)
-    model = reshaped(model, {name: tuple(axes) for name, axes in index.items()})
-    model.load_state_dict({name: torch.from_numpy(values) for name, values in store.weights(run).items()})
+    weights = {name: torch.from_numpy(values) for name, values in store.weights(run).items()}
+    try:
+        model = reshaped(model, {name: tuple(axes) for name, axes in index.items()})
+        model.load_state_dict(weights)
+    except (RuntimeError, LookupError, ValueError) as error:
+        why = first_line(error)
+        raise Damaged(f"the stored tensors of {run.id} are not those of a {run.model.label} ({why})") from None
     return model.eval()
 
 

@@ -2,7 +2,8 @@
 
 The C library of Linux hands large blocks back as soon as they are freed, and the system fills what it hands out again
 with zeros, page by page. A convolutional network frees and asks for all its maps in every step: for DropNet's Models B
-and C, three runs in lockstep, that was 5 to 11 % of a step (our own measurement, one thread).
+and C, three runs in lockstep, that was 5 to 11 % of a step, for two of Model B on a busy machine 17 % (our own
+measurements, one thread). It is done in processes that only train, never in the one where somebody works.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from prunelab.masks import Masks
 from prunelab.models import layer_widths
 from prunelab.pruners import Context, Step
 from prunelab.pruners.base import Progress
-from prunelab.pruners.units import keep_as_many
+from prunelab.pruners.units import by_layer, keep_as_many
 from prunelab.runs import Checkpoint, Store, provenance
 from prunelab.runs.records import Damaged
 from prunelab.settings import Run
@@ -178,6 +178,11 @@ class Running:
             elif wish == "prune" and self.seen().may_prune:
                 self._prune_early(population)
 
+    def pause(self) -> None:
+        """Save, and train no more for now."""
+        self._save()
+        self._leave()
+
     def _prune_early(self, population: Population) -> None:
         """Prune after the epoch that was just written down: from now on it is the run whose settings say so.
 
@@ -233,7 +238,8 @@ class Running:
             return
         begin = time.perf_counter()
         self.member.detach()
-        step = self.pruner.prune(self._now(), self.run.prune.amount)
+        with self.member.few_threads():
+            step = self.pruner.prune(self._now(), self.run.prune.amount)
         more = step.frozen > sum(self.member.frozen[-1:])
         features = self._outputs(step.frozen) if more else None
         seconds = time.perf_counter() - begin
@@ -301,7 +307,8 @@ class Running:
             begin = time.perf_counter()
             self.member.detach()
             try:
-                step = self._pruned(self._now())
+                with self.member.few_threads():
+                    step = self._pruned(self._now())
             except PrunelabError as error:
                 self._fail(str(error))
                 return
@@ -329,7 +336,8 @@ class Running:
         if prune.follow == "masks":
             return Step(now.masks & self._followed())
         scores = pruner.scores(now)
-        return Step(keep_as_many(now, scores, self._followed(), pruner.granularity), scores)
+        masks = keep_as_many(now, scores, self._followed(), pruner.granularity)
+        return Step(masks, by_layer(now, scores, pruner.granularity))
 
     def _followed(self) -> Masks:
         """What the run that this one follows kept in the round that begins now."""
@@ -406,6 +414,7 @@ class Running:
                 "effective_macs": price.effective_macs,
                 **self._learning_macs(),
                 "note": note,
+                "precision": str(self.member.precision(torch.device(self.where))).removeprefix("torch."),
                 **provenance.row(*_machine(self.where)),
             }
         )

@@ -6,6 +6,7 @@ with every run and figure and is no part of the id.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,10 +17,22 @@ from prunelab.pruners.lut import Lut
 from prunelab.settings import Run
 
 _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
-    "method": {**METHODS, "lut": Lut},
-    "model": {**MODELS, **weightless.MODELS},
+    "method": ChainMap(METHODS, {"lut": Lut}),
+    "model": ChainMap(MODELS, weightless.MODELS),
     "data": SOURCES,
 }
+
+
+def registered() -> list[tuple[Any, ...]]:
+    """What the user registered, for the processes that train: kind, name, thing and options."""
+    own = {"method": METHODS, "model": MODELS, "data": SOURCES}
+    return [(kind, name, *entry) for kind, registry in own.items() for name, entry in registry.registered.items()]
+
+
+def register_again(own: Iterable[tuple[Any, ...]]) -> None:
+    """Register in this process what ``registered`` gave in another one."""
+    for kind, name, thing, options in own:
+        {"method": METHODS, "model": MODELS, "data": SOURCES}[kind].register(name, thing, **options)
 
 
 def version(kind: str, name: str) -> int:

@@ -26,7 +26,7 @@ from prunelab.pruners.lut import Lut, cross_entropy
 from prunelab.runs import Checkpoint, Store, provenance
 from prunelab.runs.progress import shown, tick
 from prunelab.settings import Prune, Run
-from prunelab.training.experiment import Results, asked_for, unfinished
+from prunelab.training.experiment import Results, asked_for, side_by_side, unfinished
 from prunelab.training.removals import Removals
 from prunelab.training.train import f1_macro, generator
 from prunelab.training.versions import versions
@@ -111,17 +111,7 @@ def _in_processes(groups: Sequence[list[Run]], store: Store, jobs: int | None, t
         for group in groups:
             run_group(group, store, ticks)
         return
-    from joblib import Parallel, delayed
-
-    Parallel(n_jobs=jobs)(
-        delayed(_in_worker)([run.asdict() for run in group], store.root, max(1, cores // jobs), ticks)
-        for group in groups
-    )
-
-
-def _in_worker(runs: list[dict[str, Any]], root: Path, threads: int, ticks: Path) -> None:
-    torch.set_num_threads(threads)
-    run_group([Run.fromdict(run) for run in runs], Store(root), ticks)
+    side_by_side(run_group, groups, jobs, max(1, cores // jobs), store, ticks)
 
 
 def run_group(runs: Sequence[Run], store: Store, ticks: Path | None = None) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from networks import NETWORKS
 
-from prunelab.structure import NotRemoved, channel_groups, shrink
-from prunelab.structure.watch import run, tensors
+from prunelab.structure import channel_groups, shrink
+from prunelab.structure.watch import run
 
 
 def halved(groups):

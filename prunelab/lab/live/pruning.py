@@ -26,10 +26,10 @@ from prunelab.pruners import Context, Ranking
 from prunelab.pruners.measures import Measure
 from prunelab.pruners.select import units_of
 from prunelab.settings import Prune
-from prunelab.shrink import remove_dead
 from prunelab.structure import cost
 from prunelab.structure.forward import copied, copies, looking, rows, unwrapped
 from prunelab.structure.report import latencies
+from prunelab.structure.shrink import remove_dead
 
 TRAINING = 1000  # samples that scores look at, where no batches are given
 BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept

@@ -52,7 +52,7 @@ class FineTuning(threading.Thread):
         done: Callable[[Mapping[str, Tensor] | None, Exception | None], None],
     ) -> None:
         super().__init__(name="prunelab fine-tuning", daemon=False)
-        self._member = Member(model, train, masks, generator(seed, "order"), penalty=self._step)
+        self._member = Member(model, train, masks, generator(seed, "order"), each_step=self._step)
         self._data, self._report, self._done = data, report, done
         self._batches = math.ceil(len(data.train) / train.batch_size)
         self._count, self._reported, self._stop_asked = 0, 0.0, threading.Event()
@@ -77,15 +77,14 @@ class FineTuning(threading.Thread):
         if threading.main_thread().is_alive():
             self._done(found, failure)
 
-    def _step(self, _: nn.Module) -> Mapping[str, Tensor]:
-        """The trainer asks for a penalty in every step: there is none, but this is the moment to stop or to report."""
+    def _step(self) -> None:
+        """Stop, or report, where it is time."""
         if self._stop_asked.is_set() or not threading.main_thread().is_alive():
             raise _Stopped
         self._count += 1
         if time.monotonic() - self._reported > REPORTS:
             self._reported = time.monotonic()
             self._report(self._count, self._batches)
-        return {}
 
 
 def _moved(data: Dataset, where: torch.device) -> Dataset:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from prunelab import data, models, papers, paths, settings
 from prunelab.errors import PrunelabError, nearest
-from prunelab.papers.dropnet.study import FIGURES, METRICS
+from prunelab.papers.curves import METRICS
+from prunelab.papers.dropnet.study import FIGURES
 from prunelab.papers.reported import reported
 from prunelab.plots import gallery
 from prunelab.runs.columns import MISSING, short
@@ -63,7 +64,7 @@ def networks(figures: Iterable[str] = (), within: float = WITHIN) -> pd.DataFram
     Ours are the committed numbers of ``figures/dropnet``; those of a figure that was never made are NaN.
 
     Args:
-        figures: names in ``protocols.dropnet.FIGURES``; (): all that show test accuracy by metric.
+        figures: names in ``study.FIGURES``; (): all that show test accuracy by metric.
         within: accuracy that may be lost.
 
     Returns:

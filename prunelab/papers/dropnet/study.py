@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prunelab.errors import PrunelabError, nearest
 from prunelab.papers import reported as curves
+from prunelab.papers.curves import Curves, plain
+from prunelab.papers.library import AT_LEVEL, artefacts
 from prunelab.settings import Data, Model, Prune, Run, Train
 
 if TYPE_CHECKING:
@@ -17,207 +19,12 @@ if TYPE_CHECKING:
 
     from prunelab.stats import Interval
 
-METRICS = ("min", "max", "random", "min_layer", "max_layer", "random_layer")
 _WORDS = {"min": "minimum", "max": "maximum", "random": "random", "apoz": "apoz"}
 _NEW_DRAW = 20  # the paper's code draws the other initialisation with seed + 20
 _CHANNELS = {"dropnet_c": ("conv_1", "conv_2", "conv_3", "conv_4")}  # its fully connected layer is not masked
 _VGG = tuple(f"conv_{stage}_{i}" for stage, depth in enumerate((2, 2, 4, 4, 4), 1) for i in range(1, depth + 1))
 
-
-@dataclass(frozen=True)
-class Figure:
-    """What one figure of the paper shows.
-
-    Attributes:
-        kind: metrics against each other; with the greedy oracle (one unit a round); from the original against a new
-            initialisation; fractions per round; APoZ against E(a).
-        data: name of the data set.
-        model: name in the registry.
-        hidden: its sizes; (): its default.
-        units: of each masked layer.
-        amount: the fraction p.
-        stop: the last point is the first one at or below this fraction.
-        measure: what is on the vertical axis.
-        reported: the figure under which ``references`` has the curves; "": none.
-        metrics: the curves.
-        order: the curves from best to worst, as the text has them.
-        poor: curves, each with the fraction from which on down the text calls it poor, and one that is not.
-        spare: the fraction of units left down to which, in the text, the best curve loses no accuracy.
-        alike: pairs of curves that the text calls equal, and the fraction down to which.
-    """
-
-    kind: Literal["metrics", "oracle", "initialisation", "fractions", "apoz"]
-    data: str
-    model: str
-    hidden: tuple[int, ...]
-    units: tuple[int, ...]
-    amount: float = 0.2
-    stop: float = 0.1
-    measure: str = "test_accuracy"
-    reported: str = ""
-    metrics: tuple[str, ...] = METRICS
-    order: tuple[str, ...] = ()
-    poor: tuple[tuple[str, float, str], ...] = ()
-    spare: float | None = None
-    alike: tuple[tuple[str, str, float], ...] = ()
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Curves of which the text calls the first the better one, or no worse."""
-        if self.kind == "apoz":
-            return [("min", "apoz"), ("min_layer", "apoz_layer")]
-        return list(itertools.pairwise(self.order))
-
-
-def _chain(kind: str, data: str, model: str, hidden: tuple[int, ...], reported: str = "", **more: object) -> Figure:
-    return Figure(kind, data, model, hidden, hidden, reported=reported, **more)  # type: ignore[arg-type]
-
-
-_RESNET = {"model": "dropnet_resnet18", "hidden": (), "units": tuple(n for n in (64, 128, 256, 512) for _ in range(5))}
-_VGG19 = {"model": "dropnet_vgg19", "hidden": (), "units": (64, 64, 128, 128, *[256] * 4, *[512] * 8)}
-_SMALL_C, _C128, _C_FALLING = (64, 64, 128, 128), (128, 128, 128, 128), (128, 128, 64, 64)
-_TRAIN = {"measure": "train_accuracy"}
-_NEW_DRAWN = {"metrics": ("min",), "alike": (("min", "randominit", 0.3),)}
-_FRACTIONS = {"metrics": ("min",), "alike": (("0.2", "0.5", 0.3),), "order": ("0.2", "0.5")}
-_ORDER_C = ("min_layer", "min", "random_layer", "random", "max_layer", "max")
-_TINY = {"kind": "metrics", "data": "tiny_imagenet", "amount": 0.5}
-_APOZ = {"kind": "apoz", "data": "cifar10", "amount": 0.1, "metrics": ("min", "min_layer", "apoz", "apoz_layer")}
-
-FIGURES: dict[str, Figure] = {
-    "figure_03": _chain(
-        "metrics",
-        "mnist",
-        "dropnet_a",
-        (40, 40),
-        "Fig 3",
-        stop=0.05,
-        order=("min_layer", "min", "random_layer", "max_layer", "random", "max"),
-        poor=(("max", 0.5, "random"),),
-        spare=0.4,
-    ),
-    "figure_04": _chain(
-        "metrics", "mnist", "dropnet_a", (20, 40), "Fig 4", stop=0.05, order=("min", "random", "max"), spare=0.4
-    ),
-    "figure_05": _chain(
-        "metrics",
-        "mnist",
-        "dropnet_a",
-        (40, 20),
-        stop=0.05,
-        order=("min", "random_layer", "random", "max_layer", "max"),
-        poor=(("max", 0.6, "random"),),
-        spare=0.4,
-    ),
-    "figure_06": _chain(
-        "metrics",
-        "mnist",
-        "dropnet_b",
-        (64, 64),
-        "Fig 6",
-        stop=0.0157,
-        order=("min_layer", "random_layer", "min", "random", "max_layer", "max"),
-        poor=(("max", 0.3, "random"),),
-        spare=0.1,
-    ),
-    "figure_07": _chain(
-        "metrics",
-        "mnist",
-        "dropnet_b",
-        (32, 64),
-        "Fig 7",
-        stop=0.0417,
-        order=("min", "min_layer", "random_layer", "random", "max_layer", "max"),
-        poor=(("max", 0.5, "random"),),
-        spare=0.1,
-    ),
-    "figure_08": _chain(
-        "metrics",
-        "mnist",
-        "dropnet_b",
-        (64, 32),
-        stop=0.0417,
-        order=("min", "min_layer", "random", "random_layer", "max_layer", "max"),
-        poor=(("max", 0.2, "random"),),
-        spare=0.1,
-    ),
-    "figure_09": _chain(
-        "metrics",
-        "cifar10",
-        "dropnet_c",
-        _SMALL_C,
-        "Fig 9",
-        order=_ORDER_C,
-        alike=(("min", "min_layer", 0.5),),
-        spare=0.5,
-    ),
-    "figure_10": _chain(
-        "metrics",
-        "cifar10",
-        "dropnet_c",
-        (128, 128, 256, 256),
-        "Fig 10",
-        order=_ORDER_C,
-        alike=(("min", "min_layer", 0.5),),
-        spare=0.5,
-    ),
-    "figure_11": Figure(
-        "metrics",
-        "cifar10",
-        **_RESNET,
-        reported="Fig 11",
-        order=("min_layer", "min", "random_layer", "random", "max_layer", "max"),
-    ),
-    "figure_12": Figure(
-        "metrics",
-        "cifar10",
-        **_VGG19,
-        reported="Fig 12",
-        order=("min_layer", "random_layer", "random", "max_layer", "min", "max"),
-        poor=(("max", 0.5, "random"), ("max_layer", 0.2, "min_layer")),  # at 0.2 random is at chance as well
-        spare=0.2,
-    ),
-    "figure_13": _chain("oracle", "mnist", "dropnet_a", (20, 20), "Fig 13", order=("oracle", "min", "random", "max")),
-    "figure_14": _chain(
-        "oracle",
-        "mnist",
-        "dropnet_b",
-        (20, 20),
-        "Fig 14",
-        alike=(("oracle", "min", 0.1), ("min", "random", 0.1)),
-        poor=(("max", 0.4, "random"),),
-    ),
-    "figure_15": _chain("initialisation", "mnist", "dropnet_a", (20, 20), "Fig 15", **_NEW_DRAWN),
-    "figure_16": _chain("initialisation", "mnist", "dropnet_b", (64, 64), "Fig 16", **_NEW_DRAWN),
-    "figure_17": _chain("initialisation", "cifar10", "dropnet_c", _SMALL_C, "Fig 17", **_NEW_DRAWN),
-    "figure_18": _chain("fractions", "mnist", "dropnet_a", (20, 20), "Fig 18", **_FRACTIONS),
-    "figure_19": _chain("fractions", "mnist", "dropnet_b", (64, 64), "Fig 19", stop=0.0079, **_FRACTIONS),
-    "figure_20": _chain("fractions", "cifar10", "dropnet_c", _SMALL_C, "Fig 20", **_FRACTIONS),
-    "supplement_figure_02": _chain("metrics", "cifar10", "dropnet_c", _SMALL_C, "Supp Fig 2", **_TRAIN),
-    "supplement_figure_03": _chain("metrics", "cifar10", "dropnet_c", _C128, "Supp Fig 3", **_TRAIN),
-    "supplement_figure_04": _chain("metrics", "cifar10", "dropnet_c", _C_FALLING, "Supp Fig 4", **_TRAIN),
-    "supplement_figure_06": _chain("metrics", "cifar10", "dropnet_c", _C128, "Supp Fig 6"),
-    "supplement_figure_07": _chain("metrics", "cifar10", "dropnet_c", _C_FALLING, "Supp Fig 7"),
-    "supplement_figure_08": Figure("metrics", "cifar10", **_RESNET, reported="Supp Fig 8", **_TRAIN),
-    "supplement_figure_10": Figure("metrics", "cifar10", **_VGG19, reported="Supp Fig 10", **_TRAIN),
-    "supplement_figure_12": Figure(
-        "initialisation", "cifar10", **_RESNET, reported="Supp Fig 12", metrics=("min",), amount=0.2
-    ),
-    "supplement_figure_13": Figure(
-        "initialisation", "cifar10", **_RESNET, reported="Supp Fig 13", metrics=("min_layer",)
-    ),
-    "supplement_figure_14": Figure("initialisation", "cifar10", **_VGG19, reported="Supp Fig 14", metrics=("min",)),
-    "supplement_figure_15": Figure(
-        "initialisation", "cifar10", **_VGG19, reported="Supp Fig 15", metrics=("min_layer",)
-    ),
-    "supplement_figure_16": Figure(**_TINY, **_RESNET, reported="Supp Fig 16", **_TRAIN),
-    "supplement_figure_17": Figure(**_TINY, **_RESNET, reported="Supp Fig 17"),
-    "supplement_figure_18": Figure(**_TINY, **_VGG19, reported="Supp Fig 18", **_TRAIN),
-    "supplement_figure_19": Figure(**_TINY, **_VGG19, reported="Supp Fig 19"),
-    "supplement_figure_20": Figure(**_APOZ, **_RESNET, reported="Supp Fig 20", **_TRAIN),
-    "supplement_figure_21": Figure(**_APOZ, **_RESNET, reported="Supp Fig 21"),
-    "supplement_figure_22": Figure(**_APOZ, **_VGG19, reported="Supp Fig 22", **_TRAIN),
-    "supplement_figure_23": Figure(**_APOZ, **_VGG19, reported="Supp Fig 23"),
-}
+FIGURES: dict[str, Curves] = {own.id.partition("/")[2]: own.curves for own in artefacts("dropnet") if own.curves}
 
 
 @dataclass(frozen=True)
@@ -228,11 +35,11 @@ class Study:
         figure: what it shows.
         runs: method, as the legend names it -> its runs, one per seed.
         counts: method -> units left in each round, those of round 0 first.
-        as_published: whether data, training and network are the paper's; only then are levels of accuracy compared.
+        as_published: whether data, training and network are the paper's.
         published_units: of each masked layer, in the paper.
     """
 
-    figure: Figure
+    figure: Curves
     runs: dict[str, list[Run]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
     as_published: bool = True
@@ -278,13 +85,24 @@ class Study:
             points: of ``reported_curves.beside``.
 
         Returns:
-            ``agreeing``: of ``reported_curves.agreeing``, unless the runs are not as published: a part of the data
-            gives other levels, which contradicts nothing. And of the curves: ``a_over_b``, the paired lead of one over
+            ``agreeing``: of ``reported_curves.agreeing``, where the runs are at the paper's level: other levels
+            contradict nothing. And of the curves: ``a_over_b``, the paired lead of one over
             the next in the text's order; ``a_over_x_when_poor``; ``kept``, pruned - dense at the spare fraction, of the
             better one of min and min_layer in the text; ``a_beside_b``; where the text says something of the kind.
         """
-        agreeing = {"agreeing": curves.agreeing(points)} if self.figure.reported and self.as_published else {}
+        agreeing = {"agreeing": curves.agreeing(points)} if self.figure.reported and self.level(points) else {}
         return agreeing | self._of_curves(rounds, self.figure.units)
+
+    def level(self, points: pd.DataFrame) -> bool:
+        """Whether data, training and network are the paper's, or the dense networks within 1.5 points of its own.
+
+        Args:
+            points: of ``reported_curves.beside``.
+        """
+        if self.as_published or points.empty:
+            return self.as_published
+        dense = points[points["fraction"] == 1]
+        return bool(abs(dense["ours"].mean() - dense["reported"].mean()) <= AT_LEVEL)
 
     def reported_numbers(self) -> dict[str, float]:
         """The same numbers of the reported curves; of those that could not be read, none."""
@@ -306,16 +124,15 @@ class Study:
         there = set(rounds["strategy"])
         for first, second in shown.pairs:
             if {first, second} <= there:
-                found[f"{_plain(first)}_over_{_plain(second)}"] = curves.lead(rounds, first, second, y)
+                found[f"{plain(first)}_over_{plain(second)}"] = curves.lead(rounds, first, second, y)
         for name, fraction, other in shown.poor:
             if {other, name} <= there:
                 found[f"{other}_over_{name}_when_poor"] = curves.lead(rounds, other, name, y, high=fraction)
-        for first, second, fraction in shown.alike:
+        for first, second, fraction, _ in shown.alike:
             if {first, second} <= there:
-                found[f"{_plain(first)}_beside_{_plain(second)}"] = curves.lead(rounds, first, second, y, low=fraction)
-        best = next((name for name in shown.order if name in ("min", "min_layer")), "min")
-        if shown.spare is not None and best in there:
-            lost = curves.loss_at(rounds, best, shown.spare, y)
+                found[f"{plain(first)}_beside_{plain(second)}"] = curves.lead(rounds, first, second, y, low=fraction)
+        if shown.spare and shown.best in there:
+            lost = curves.loss_at(rounds, shown.best, shown.spare[0], y)
             found["kept"] = dataclasses.replace(lost, mean=-lost.mean)
         return found
 
@@ -387,7 +204,7 @@ def dropnet(
         raise PrunelabError(f"DropNet has no figure {figure!r}: {nearest(figure, FIGURES)}")
     shown = FIGURES[figure]
     if hidden:
-        shown = dataclasses.replace(shown, units=_masked_units(shown, tuple(hidden)))
+        shown = dataclasses.replace(shown, masked=_masked_units(shown, tuple(hidden)))
     if data:
         shown = dataclasses.replace(shown, data=data)
     tiny = shown.data == "tiny_imagenet"
@@ -434,7 +251,7 @@ def dropnet(
     return study
 
 
-def _curves(figure: Figure) -> dict[str, tuple[str, str, float, bool, bool]]:
+def _curves(figure: Curves) -> dict[str, tuple[str, str, float, bool, bool]]:
     """Legend -> metric, scope, fraction, one unit a round, from a new draw of the weights."""
     if figure.kind == "fractions":
         return {f"{p}": ("min", "global", p, False, False) for p in (0.2, 0.3, 0.4, 0.5, 0.9)}
@@ -447,20 +264,15 @@ def _curves(figure: Figure) -> dict[str, tuple[str, str, float, bool, bool]]:
     return {name: _split(name, figure, False) for name in figure.metrics}
 
 
-def _split(name: str, figure: Figure, new_draw: bool) -> tuple[str, str, float, bool, bool]:
+def _split(name: str, figure: Curves, new_draw: bool) -> tuple[str, str, float, bool, bool]:
     metric, _, layer = name.partition("_")
     return metric, "layer" if layer else "global", figure.amount, False, new_draw
 
 
-def _masked_units(figure: Figure, hidden: tuple[int, ...]) -> tuple[int, ...]:
+def _masked_units(figure: Curves, hidden: tuple[int, ...]) -> tuple[int, ...]:
     if figure.model == "dropnet_resnet18":
         return tuple(itertools.chain.from_iterable([n] * 5 for n in hidden))
     if figure.model == "dropnet_vgg19":
         depths = (2, 2, 4, 4, 4)
         return tuple(n for n, depth in zip(hidden, depths, strict=False) for _ in range(depth))
     return hidden
-
-
-def _plain(name: str) -> str:
-    """The name of a curve as a part of a quantity's: ``0.2`` is ``p20``."""
-    return f"p{round(100 * float(name))}" if name[0].isdigit() else name

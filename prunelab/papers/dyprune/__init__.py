@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from prunelab.papers.dyprune.study import ALSO_RISING, UNPRUNED, dyprune, dyprune_strategies
+from prunelab.papers.dyprune.study import (
+    ALSO_RISING,
+    FIXED_ORDER,
+    UNPRUNED,
+    both_halves,
+    dyprune,
+    dyprune_strategies,
+    headlines,
+)
 
-__all__ = ["ALSO_RISING", "UNPRUNED", "dyprune", "dyprune_strategies"]
+__all__ = [
+    "ALSO_RISING",
+    "FIXED_ORDER",
+    "UNPRUNED",
+    "both_halves",
+    "dyprune",
+    "dyprune_strategies",
+    "headlines",
+]
