@@ -88,6 +88,8 @@ def scored(now: Context, score: Score, granularity: Granularity, combine: Combin
     live = there(groups, now.masks)
     how = {"along": score.along, "finish": score.finish, "combine": combine, "roles": score.roles}
     totals = fold(groups, score.values(now, names), live, **how)
+    if not totals:
+        raise MaskError("no channel that may go is read by a layer that this score knows, a Linear or Conv2d")
     return {name: _relative(total, live[name].to(total.device), score.relative) for name, total in totals.items()}
 
 
