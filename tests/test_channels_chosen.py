@@ -203,12 +203,38 @@ def test_channels_of_layers_of_any_kind_go():
     assert [shrink(model, again, x)[place].out_channels for place in (0, 2)] == [2, 1]
 
 
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.follow, self.out = nn.Embedding(20, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.out(self.follow(self.words(x))[0])
+
+
+def test_hidden_units_of_a_recurrent_layer_go_with_their_four_gates():
+    torch.manual_seed(0)
+    model, x = Tagger(), torch.arange(14).view(2, 7)
+    masks = prune(model, "magnitude", 0.5, granularity="channel", scope="layer", example=x)
+    small = shrink(model, masks, x)
+    assert [tuple(p.shape) for p in (small.words.weight, small.follow.weight_hh_l0, small.out.weight)] == [
+        (20, 4),
+        (24, 6),
+        (5, 6),
+    ]
+    masks.apply_(model)
+    torch.testing.assert_close(small(x), model(x))
+
+
 def test_what_has_no_channels_to_lose_is_told_in_one_line():
     model, x = nn.Sequential(nn.Linear(3, 2)), torch.ones(1, 3)
     with pytest.raises(MaskError, match=r"^granularity 'channel': no channel of these layers may go: .* output"):
         prune(model, "magnitude", 0.5, granularity="channel", example=x)
     with pytest.raises(PrunelabError, match=r"^the model has to be seen running: give example="):
         prune(Stream(), "magnitude", 0.5, granularity="channel")
+    lookup = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 3))
+    with pytest.raises(MaskError, match="whose activations can be seen"):
+        prune(lookup, "dropnet", 0.5, granularity="channel", batches=[torch.arange(5)], exact=False)
     with pytest.raises(PrunelabError, match="'signal' is one of all that reads a channel"):
         prune(Stream(), "signal", 0.5, granularity="weight")
 

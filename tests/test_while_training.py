@@ -160,7 +160,7 @@ def test_what_is_no_schedule_is_refused(values, what):
 
 
 def test_a_model_without_filters_is_refused_before_it_trains():
-    with pytest.raises(PrunelabError, match="no masked Conv2d"):
+    with pytest.raises(PrunelabError, match="no masked convolution"):
         first_masks(nn.Sequential(nn.Linear(3, 2)), WhileTraining())
 
 

@@ -60,7 +60,7 @@ def prune(
 
     Args:
         model: Any module with layers of weights; see ``masks.prunable``.
-        method: A name of ``METHODS``, or a pruner of your own.
+        method: A name of ``METHODS``, the import path of a ``Pruner``, ``"mymethods:LargestGo"``, or one that is built.
         amount: Fraction of the remaining weights or units that goes, in [0, 1); or layer -> fraction, each layer pruned
             by itself, as ``sensitivity`` proposes.
         layers: Names of the layers that may be pruned, of any class; ``()`` or None: all that ``masks.prunable`` knows.

@@ -141,7 +141,7 @@ def fold(
 
     Args:
         groups: the units.
-        values: parameter name -> a number for every entry, or for every row, [rows].
+        values: parameter name -> a number for every entry, or one for each unit that its rows make, [rows].
         live: which units are left; space name -> bool, 1-D.
         along: what a slice has to say of its entries, summed where a unit has several of them.
         finish: of the total of a slice.
@@ -209,13 +209,19 @@ def masks_without(now: Context, kept: Mapping[str, Tensor], granularity: Granula
 
 
 def made_by_layers(model: nn.Module, groups: Groups) -> dict[str, str]:
-    """Weight whose rows make units -> its layer, a Linear or a convolution, whose outputs can be looked at."""
+    """Weight whose rows make units -> its layer, a Linear or a convolution, whose outputs can be looked at.
+
+    Raises:
+        MaskError: none is made by such a layer.
+    """
     found = {}
     for space in groups.values():
         for part in space.slices:
             layer = layer_of(groups.names.get(part.name, ""))
             if part.role == "out" and part.dim == unit_axis(model.get_submodule(layer)):
                 found[groups.names[part.name]] = layer
+    if not found:
+        raise MaskError("no channel that may go is made by a Linear or a convolution, whose activations can be seen")
     return found
 
 
