@@ -15,16 +15,19 @@ from prunelab.runs.columns import MISSING
 
 BEGIN, END = "<!-- artefacts: written by `prunelab readme` -->", "<!-- end of artefacts -->"
 FAST, FASTER = "<!-- benchmarks: written by `prunelab readme` -->", "<!-- end of benchmarks -->"
+ZOO, ZOO_END = "<!-- zoo: written by `prunelab readme` -->", "<!-- end of zoo -->"
 INDEX, START = "index.ipynb", "start_here.ipynb"
+FIVE = ("epoch", "global_selection", "population", "narrowed_training", "slider_latency")  # benchmarks in the README
 
 
 def written(text: str) -> str:
-    """The README with the table of papers as ``papers.toml`` and the committed figures give it, and the benchmarks'.
+    """The README with its tables: papers as the committed figures give them, the zoo, five benchmarks.
 
     Raises:
         PrunelabError: the marks between which a table stands are not there.
     """
-    return _between(_between(text, FAST, FASTER, _speed()), BEGIN, END, tables.by_paper().markdown())
+    text = _between(_between(text, FAST, FASTER, _speed()), ZOO, ZOO_END, _zoo())
+    return _between(text, BEGIN, END, tables.by_paper().markdown())
 
 
 def pictures() -> str:
@@ -78,10 +81,33 @@ def _between(text: str, begin: str, end: str, table: str) -> str:
     return f"{before}{begin}\n{table}{end}{rest.partition(end)[2]}"
 
 
+def _zoo() -> str:
+    """What ``benchmarks/results/zoo.csv`` says of the models that were measured on both sides."""
+    import pandas as pd
+
+    rows = pd.read_csv(paths.root() / "benchmarks" / "results" / "zoo.csv")
+    rows = rows[rows["ours"].notna() & rows["torch_pruning"].notna()]
+    sides = []
+    for works, left, seconds in (
+        (rows["ours"] == "works", rows[["ours_left", "inexact_left"]].min(axis=1), rows["ours_seconds"]),
+        (rows["torch_pruning"] == "works", rows["torch_pruning_left"], rows["torch_pruning_seconds"]),
+    ):
+        sides.append((int(works.sum()), int((works & (left < 0.75)).sum()), seconds))
+    both = (rows["ours"] == "works") & (rows["torch_pruning"] == "works")
+    wrong = int((rows["ours_difference"] > 1e-5).sum())
+    medians = [f"{seconds[both].median():.2f} s" for *_, seconds in sides]
+    return (
+        f"| of {len(rows)} models | prunelab | torch-pruning |\n| --- | ---: | ---: |\n"
+        f"| work | {sides[0][0]} | {sides[1][0]} |\n| lose a quarter of their parameters or more | {sides[0][1]} | "
+        f"{sides[1][1]} |\n| outputs that differ after shrinking | {wrong} | not compared |\n"
+        f"| median time, where both work | {medians[0]} | {medians[1]} |\n"
+    )
+
+
 def _speed() -> str:
-    """The first claim of every benchmark, as it was measured last."""
+    """The first claim of five benchmarks, as they were measured last."""
     rows = []
-    for path in sorted((paths.root() / "benchmarks" / "results").glob("*.json")):
+    for path in (paths.root() / "benchmarks" / "results" / f"{name}.json" for name in FIVE):
         for claim in json.loads(path.read_text(encoding="utf-8")).get("claims", [])[:1]:
             unit = {"x": " times", "%": " %", "ms": " ms"}[claim["unit"]]
             met = {True: "✓", False: "✗", None: "?"}[claim["met"]]
