@@ -618,7 +618,7 @@ def summary() -> str:
     markdown = [
         "| half of all channels, by L1 norm, layer by layer | prunelab | torch-pruning |",
         "| --- | ---: | ---: |",
-        f"| models that work, of {len(ours)} of torchvision, timm, transformers, by hand | {len(works)} | {len(rival)} |",
+        f"| work, of {len(ours)} models (torchvision, timm, transformers, by hand) | {len(works)} | {len(rival)} |",
         f"| a quarter of the parameters gone | {sum(left < 0.75 for left in least.values())} |"
         f" {sum(left < 0.75 for left in rival.values())} |",
         f"| wrong outputs after shrinking; median seconds | {len(wrong)}; {medians[0]:.2f} | -; {medians[1]:.2f} |",
