@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunelab import models
-from prunelab.pruners.activations import evaluating
 from prunelab.pruners.signals import signals
 from prunelab.settings import Model
+from prunelab.structure.watch import evaluating
 
 NETWORKS = {"LeNet-5": ("lenet_5", (1, 28, 28)), "VGG-16": ("vgg16", (3, 32, 32))}
 
