@@ -2,7 +2,8 @@
 #                  committed ones, and judge all that is committed again; writes nothing that git knows
 # make test        install, run the tests            make notebooks   run every notebook at preset smoke
 # make lab         install, open JupyterLab          make browser     drive JupyterLab in headless Chromium
-# make lint        format, style, imports, notebooks make clean       remove what make and Python left, but not runs/
+# make cluster     studies on a Dask cluster here     make lint        format, style, imports, notebooks
+# make clean       remove what make and Python left, but not runs/
 #
 # A second make installs nothing, so it needs no network. Variables: PYTHON=python3.12 VENV=.venv PAPER=dropnet
 # PRESET=smoke|quick|paper JOBS=processes that train; one per core without it TESTERS=test processes.
@@ -33,7 +34,7 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: reproduce test notebooks browser lint lab install clean
+.PHONY: reproduce test notebooks browser cluster lint lab install clean
 .DEFAULT_GOAL := reproduce
 
 reproduce: $(STAMP)
@@ -49,6 +50,10 @@ notebooks: $(STAMP)
 
 browser: $(STAMP)
 	@$(PYTEST) -q -m browser || [ $$? -eq 5 ]
+
+# Studies on a Dask cluster that is started on this machine.
+cluster: $(STAMP)
+	@$(PYTEST) -q -m cluster
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

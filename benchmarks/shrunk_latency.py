@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from prunelab.masks import Masks
 from prunelab.pruners.units import unit_masks
-from prunelab.shrink import shrink
-from prunelab.structure import cost
+from prunelab.structure import cost, shrink
 
 PART = 0.8
 SMALL = ("shrunk", "built so", "torch-pruning")

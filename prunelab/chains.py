@@ -16,14 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.collapse import reads_units
-from prunelab.errors import PrunelabError
+from prunelab.structure.shrink import ShrinkError
 
 _ELEMENTWISE = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Dropout)
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d)
-
-
-class ShrinkError(PrunelabError):
-    """The model cannot be made smaller: an operation is not understood, or a layer would be empty."""
 
 
 @dataclass(frozen=True)

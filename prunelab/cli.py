@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prunelab.headless.reproduce import Job
     from prunelab.plots.tables import Table
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, WRONG, LEFT, INTERRUPTED = 1, 2, 3, 130  # exit codes
 
 Names = tyro.conf.Positional[tuple[str, ...]]
 Many = tyro.conf.UseAppendAction[tuple[str, ...]]
@@ -59,8 +59,10 @@ def reproduce(
     p: Annotated[Many, tyro.conf.arg(aliases=["-p"], metavar="NAME=VALUE")] = (),
     jobs: int | None = None,
     device: str | None = None,
+    engine: str | None = None,
     force: bool = False,
     into: Path | None = None,
+    budget: str | None = None,
 ) -> int:
     """Run the notebooks of artefacts, and put what comes out beside the committed numbers; what is up to date stays.
 
@@ -71,9 +73,13 @@ def reproduce(
         p: a parameter of the notebooks; may be given several times.
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
+        engine: local, dask or ray, or a cluster that exists, dask://HOST:PORT or ray://HOST:PORT.
         force: run also what is up to date.
         into: folder of the figures; left out: out. `--into figures` is for those who commit what comes out.
+        budget: how long to train, like 90s, 10m or 2h; then all is saved, the exit code is 3 while something is left,
+            and the same command goes on.
     """
+    from prunelab import budget as time_limit
     from prunelab import papers
     from prunelab.headless import reproduce
 
@@ -83,36 +89,52 @@ def reproduce(
         from prunelab.training.train import device as known
 
         known(device)
+    _known_engine(engine)
     whole = paper is not None or any(name in ("all", *(known.key for known in papers.papers())) for name in artefacts)
     found = reproduce.chosen(artefacts, paper)
     machine = {"jobs": jobs, "device": device}
-    failed = 0
-    with _moved("PRUNELAB_OUT", into):
+    end = time_limit.until(budget)
+    failed, left = 0, 0
+    folder = None if into is None else str(into.expanduser().resolve())
+    with _variable("PRUNELAB_OUT", folder), _variable("PRUNELAB_ENGINE", engine):
         plan = reproduce.plan(found, preset, p, machine=machine, force=force, skip_missing_data=whole)
         for number, job in enumerate(plan, 1):
             head = f"[{number}/{len(plan)}] {job.artefact.id}"
             if job.reason:
                 print(f"{head}: {job.reason}")
-            else:
-                failed += not _run(head, job)
+            elif time_limit.over(end):
+                left += 1
+                print(f"{head}: left, {time_limit.USED}")
+            elif not _run(head, job, end):
+                stopped = time_limit.over(end)
+                failed, left = failed + (not stopped), left + stopped
         if preset != "smoke":  # whose numbers mean nothing
             _beside_committed(job for job in plan if not job.reason.startswith("skipped"))
         print(f"\nfigures: {paths.out()}\nexecuted notebooks: {paths.runs() / 'notebooks'}")
-    return FAILED if failed else 0
+    if left:
+        print(f"{left} of {len(plan)} are left: the same command goes on with them")
+    return FAILED if failed else LEFT if left else 0
 
 
 @contextlib.contextmanager
-def _moved(variable: str, folder: Path | None) -> Iterator[None]:
-    """A place elsewhere as long as the ``with`` lasts, for notebooks too; None: where it is."""
-    before = os.environ.get(variable)
-    if folder is not None:
-        os.environ[variable] = str(folder.expanduser().resolve())
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable as long as the ``with`` lasts, for notebooks too; None: as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
-        if folder is not None:
-            os.environ.pop(variable)
-            os.environ.update({} if before is None else {variable: before})
+        if value is not None:
+            os.environ.pop(name)
+            os.environ.update({} if before is None else {name: before})
+
+
+def _known_engine(engine: str | None) -> None:
+    if engine is not None:
+        from prunelab.training.engines import parse
+
+        parse(engine)
 
 
 def _beside_committed(jobs: Iterable[Job]) -> None:
@@ -141,6 +163,7 @@ def compare(
     controls: bool = False,
     jobs: int | None = None,
     device: str = "auto",
+    engine: str | None = None,
     save: Path | None = None,
 ) -> int:
     """Put pruning methods beside each other, and beside random and magnitude pruning, with one training budget.
@@ -158,6 +181,7 @@ def compare(
         controls: also shuffled masks, magnitude with each method's layer proportions, and its masks on new weights.
         jobs: processes that train side by side; left out: one per core.
         device: auto, cpu or cuda.
+        engine: local, dask or ray, or a cluster that exists, dask://HOST:PORT or ray://HOST:PORT.
         save: a file for the numbers, one row per run and round, as CSV.
     """
     from prunelab.plots import checklist, tables
@@ -181,7 +205,7 @@ def compare(
     named = {(model, name): runs for model, study in studies.items() for name, runs in study.items()}
     several = len(studies) > 1
     labels = {key: f"{key[0]}: {key[1]}" if several else key[1] for key in named}
-    results = run_all({labels[key]: runs for key, runs in named.items()}, jobs=jobs, device=device)
+    results = run_all({labels[key]: runs for key, runs in named.items()}, jobs=jobs, device=device, engine=engine)
     found = results.rounds
     metrics = ["test_accuracy", "compression_ratio", "effective_macs"]
     print(_fitted(tables.comparison(found, by=["strategy", "round"], metrics=metrics)))
@@ -198,8 +222,9 @@ def _fitted(table: Table) -> str:
     return table.text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
-def _run(head: str, job: Job) -> bool:
+def _run(head: str, job: Job, end: float | None = None) -> bool:
     """One notebook, with a line that moves; whether it ran to its end."""
+    from prunelab import budget
     from prunelab.headless import runner as notebook_runner
     from prunelab.runs import progress
     from prunelab.runs.scratch import scratch
@@ -211,10 +236,11 @@ def _run(head: str, job: Job) -> bool:
         thread = threading.Thread(target=_watch, args=(head, ticks, begin, over), daemon=True)
         thread.start()
         try:
-            notebook_runner.run(job.notebook, job.executed, job.parameters, environment={progress.VARIABLE: str(ticks)})
+            environment = {progress.VARIABLE: str(ticks)} | ({} if end is None else {budget.VARIABLE: str(end)})
+            notebook_runner.run(job.notebook, job.executed, job.parameters, environment=environment)
             line, ended = f"{head}: done in {_clock(time.monotonic() - begin)}", True
         except notebook_runner.NotebookFailed as error:
-            line = f"{head}: FAILED: {error}"
+            line = f"{head}: {'stopped' if budget.USED in str(error) else 'FAILED'}: {error}"
         finally:
             over.set()
             thread.join()
@@ -276,8 +302,14 @@ def verify(artefacts: Names = (), /, write: bool = False) -> int:
     return FAILED if any(check.problem for check in checks) else 0
 
 
-def status() -> int:
-    """Which artefacts, runs and data sets are there, and which were made by another version of what makes them."""
+def status(engine: str | None = None) -> int:
+    """Which artefacts, runs and data sets are there, which were made by another version; or what trains on a cluster.
+
+    Args:
+        engine: dask://HOST:PORT or ray://HOST:PORT: show what its workers train now.
+    """
+    if engine is not None:
+        return _cluster(engine)
     from prunelab import data, papers
     from prunelab.headless import reproduce
     from prunelab.plots import gallery
@@ -314,6 +346,18 @@ def status() -> int:
         print(f"  {line}")
     ready = [row["name"] for row in data.available() if row["prepared"]]
     print(f"prepared data sets in {paths.cache()}: {', '.join(ready) or 'none'}")
+    return 0
+
+
+def _cluster(engine: str) -> int:
+    from prunelab.training.engines import EngineError, opened, parse
+
+    if not parse(engine)[1]:
+        raise EngineError(f"engine = {engine!r}: give the address of a cluster that exists, as dask://HOST:PORT")
+    with opened(engine, "cpu") as cluster:
+        print(f"{cluster.describe()}: {cluster.workers} workers")
+        for worker, part in cluster.running():
+            print(f"{worker:28s} {part}")
     return 0
 
 

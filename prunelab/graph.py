@@ -6,11 +6,10 @@ them on (activation, normalisation, pooling, flattening), or joins those of seve
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,8 +18,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunelab.errors import PrunelabError
 from prunelab.gates import Gate
+from prunelab.structure.watch import StructureError as GraphError
+from prunelab.structure.watch import evaluating
 
 Kind = Literal[
     "input", "linear", "conv", "batchnorm", "elementwise", "pool", "mean", "flatten", "permute", "add", "mul", "cat",
@@ -55,10 +55,6 @@ METHODS: Mapping[str, Kind] = {
     "mean": "mean",
 }  # fmt: skip
 IN_EVAL_NOTHING = ("stochastic_depth",)
-
-
-class GraphError(PrunelabError):
-    """A model that cannot be traced, or an operation in it that is not understood."""
 
 
 class Name(str):
@@ -135,18 +131,6 @@ class _Shapes(torch.fx.Interpreter):
         n.meta["shape"] = tuple(made.shape) if isinstance(made, Tensor) else None
         n.meta["numbers"] = isinstance(made, int | float | bool | torch.Size | torch.dtype | torch.device | None)
         return made
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode as long as the ``with`` lasts; afterwards each module has the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def traced(model: nn.Module) -> torch.fx.GraphModule:

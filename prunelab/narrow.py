@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, cut, remove_units
-from prunelab.graph import GraphError
 from prunelab.masks import Masks
-from prunelab.shrink import remove_silent
+from prunelab.structure.shrink import remove_silent
+from prunelab.structure.watch import StructureError
 
 _KEEPS_ZERO = (nn.ReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -87,7 +87,7 @@ def _narrow_graph(model: nn.Module, masks: Masks, example: Tensor) -> Narrow:
         return whole
     try:
         small = remove_silent(model, masks, example)
-    except GraphError:
+    except StructureError:
         return whole
     if not small.index:
         return whole

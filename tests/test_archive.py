@@ -15,6 +15,8 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prunelab.runs import Checkpoint, Store, StoreError, archive, records
@@ -233,6 +235,121 @@ def test_a_changed_archive_is_refused_and_the_store_untouched(other, tar, tmp_pa
     assert str(tar) in message
     assert content(other.root) == before
     assert set(tmp_path.rglob("*")) == outside
+
+
+def sized(name, size, kind=tarfile.REGTYPE, data=b"", **pax):
+    """A member whose header claims ``size`` bytes, whatever follows."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.pax_headers = size, kind, {key: str(value) for key, value in pax.items()}
+    return info.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def bomb():
+    """Rows that take 40 kB and unpack to gigabytes."""
+    sink = io.BytesIO()
+    numbers = pa.array(np.zeros(2**21, np.int64))
+    table = pa.table({"round": numbers, **{f"c{i}": pa.array(np.zeros(2**21)) for i in range(80)}})
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, row_group_size=2**21)
+    return sink.getvalue()
+
+
+def swapped(change):
+    """A whole archive with right digests everywhere, in which the files of one run of format 1 are changed."""
+
+    def build(members):
+        run_id = RUNS[1].id
+        own = {name.split("/")[1]: data for name, data in members.items() if name.startswith(run_id)}
+        own["settings.json"] = json.dumps({"format": 1, "id": run_id, "run": RUNS[1].asdict()}).encode()
+        change(own)
+        runs = {run_id: {name: hashlib.sha256(data).hexdigest() for name, data in own.items()}}
+        manifest = json.dumps({"format": "prunelab runs 1", "runs": runs}).encode()
+        files = [("manifest.json", manifest), *((f"{run_id}/{name}", data) for name, data in own.items())]
+        return b"".join(sized(name, len(data), data=data) for name, data in files)
+
+    return build
+
+
+def listed(rest):
+    """The manifest of the archive, and then what ``rest`` makes of the name of its first file."""
+
+    def build(members):
+        data = members["manifest.json"]
+        return sized("manifest.json", len(data), data=data) + rest(f"{RUNS[0].id}/epochs.parquet")
+
+    return build
+
+
+HOSTILE = {
+    "a manifest of brackets": lambda _: sized("manifest.json", 10**6, data=b"[" * 10**6),
+    "a manifest of 10 TB": lambda _: sized("manifest.json", 10**13),
+    "a member of 10 TB": listed(lambda name: sized(name, 10**13)),
+    "a sparse member of 10 TB": listed(
+        lambda name: sized(
+            name,
+            0,
+            **{
+                "GNU.sparse.major": 0,
+                "GNU.sparse.minor": 1,
+                "GNU.sparse.size": 10**13,
+                "GNU.sparse.map": f"{10**13},0",
+            },
+        )
+    ),
+    "an old sparse member": listed(lambda name: sized(name, 0, tarfile.GNUTYPE_SPARSE)),
+    "a header of 10 TB": listed(lambda _: sized("x", 10**13, tarfile.XHDTYPE)),
+    "a long name of 10 TB": listed(lambda _: sized("x", 10**13, tarfile.GNUTYPE_LONGNAME)),
+    "a negative size": listed(lambda name: sized(name, -512)),
+    "a hard link": listed(lambda name: sized(name, 0, tarfile.LNKTYPE, linkname="/etc/passwd")),
+    "a device": listed(lambda name: sized(name, 0, tarfile.CHRTYPE)),
+    "a pipe": listed(lambda name: sized(name, 0, tarfile.FIFOTYPE)),
+    "a folder": listed(lambda name: sized(name, 0, tarfile.DIRTYPE)),
+    "another path": listed(lambda name: sized("x", 3, data=b"abc", path=f"../../{name}")),
+    "rows that are those of epochs": swapped(lambda own: own.update({"epochs.parquet": own["rounds.parquet"]})),
+    "rows that unpack to gigabytes": swapped(lambda own: own.update({"rounds.parquet": bomb()})),
+    "masks of another shape": swapped(
+        lambda own: own.update({"masks.safetensors": records.encode_tensors({"w": np.ones((2, 2), bool)})})
+    ),
+    "masks of numbers": swapped(
+        lambda own: own.update({"masks.safetensors": records.encode_tensors({"w": np.full(3, 0.5)})})
+    ),
+    "removals of another shape": swapped(
+        lambda own: own.update({"removals.safetensors": records.encode_tensors({"round/w": np.ones(3, np.int16)})})
+    ),
+    "files that it lists itself": swapped(
+        lambda own: own.update(
+            {
+                "settings.json": records.encode_json(
+                    {**json.loads(own["settings.json"]), "format": 2, "files": {"../../../etc/passwd": ["0", 1]}},
+                    seal=True,
+                )
+            }
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_archive_is_refused_in_one_line(other, tar, tmp_path, what):
+    with tarfile.open(tar) as archived:
+        members = {member.name: archived.extractfile(member).read() for member in archived}
+    tar.write_bytes(HOSTILE[what](members) + bytes(1024))
+    outside, begun = set(tmp_path.rglob("*")), time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        archive.import_(other, tar)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert str(tar) in str(caught.value)
+    assert set(tmp_path.rglob("*")) - outside <= {other.root}
+    assert list(other.root.iterdir()) == []
+    assert time.monotonic() - begun < 20
+
+
+def test_an_archive_from_before_there_were_digests_is_imported(other, tar):
+    with tarfile.open(tar) as archived:
+        members = {member.name: archived.extractfile(member).read() for member in archived}
+    tar.write_bytes(swapped(lambda own: None)(members) + bytes(1024))
+    assert archive.import_(other, tar).new == [RUNS[1].id]
+    assert other.check(RUNS[1]) == "no digest (older)"
 
 
 @pytest.mark.parametrize("cut", ["in the manifest", "between two files", "in the last file"])

@@ -18,7 +18,7 @@ from prunelab import models
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners import prune
 from prunelab.settings import Model
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 from prunelab.structure.export import (
     ExportError,
     SparseLinear,
@@ -32,6 +32,8 @@ from prunelab.structure.export import (
     to_torch_prune,
 )
 from prunelab.tensor_file import TensorFile
+
+pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 
 
 def small_net():

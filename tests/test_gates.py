@@ -16,12 +16,12 @@ from prunelab.papers.nnrelief.published_counts import counted_parameters, flops
 from prunelab.pruners import prune
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.shrink import shrink
-from prunelab.structure import cost
+from prunelab.structure import cost, shrink
 from prunelab.structure.export import load, save, to_onnx, to_torch_prune
 from prunelab.training.experiment import run_all
 from prunelab.training.load import masks_at, trained
 
+pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 SIZES = (4, 6, 8)
 X = torch.randn(5, 3, 16, 16)
 

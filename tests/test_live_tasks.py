@@ -1,5 +1,6 @@
 """The explorer on any data and any task: what it takes, how it measures, who pays, and what can be taken home."""
 
+import asyncio
 import copy
 import io
 import re
@@ -15,7 +16,10 @@ import prunelab
 from prunelab import data, models, settings
 from prunelab.errors import PrunelabError
 from prunelab.lab.live import PruningExplorer
-from prunelab.structure import export
+from prunelab.lab.live import explorer as live
+from prunelab.runs.columns import short
+from prunelab.shrink import remove_dead
+from prunelab.structure import cost, export
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,10 @@ def test_regression_is_measured_by_rmse():
     assert "points" not in str(explorer)
     explorer.view.value = "classes"
     assert "no classes" in below(explorer)
+    steep = PruningExplorer(net, (x, y), method="taylor", rate=0.5, batches=[(x, y[:, None])])
+    how = {"batches": [(x, y[:, None])], "loss": nn.functional.mse_loss, "allow_empty": True}
+    assert steep.masks == prunelab.prune(net, "taylor", 0.5, **how)
+    assert "loss=torch.nn.functional.mse_loss" in steep.code
 
 
 def test_segmentation_is_measured_by_the_mean_iou():
@@ -353,11 +361,34 @@ def test_the_small_model_has_the_answers_of_the_one_that_is_shown(model, digits,
     monkeypatch.chdir(tmp_path)
     explorer = PruningExplorer(model, digits, granularity="neuron", rate=0.5, evaluate=20)
     explorer.buttons["save small model"].click()
-    small, _ = export.load(tmp_path / "model_magnitude_neuron_50.safetensors")
+    small, _ = export.load(tmp_path / "model_magnitude_neuron_50.safetensors", model)
     x = digits.scale(digits.validation.x)
     with torch.no_grad():
         torch.testing.assert_close(small(x), explorer.model(x), rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_what_shrinking_gives_is_measured_when_the_hand_rests(model, digits, monkeypatch):
+    monkeypatch.setattr(live, "SETTLED", 0.05)
+    explorer = PruningExplorer(model, digits, granularity="neuron", rate=0.3, evaluate=20)
+
+    async def move():
+        explorer.rate.set_state({"index": 40})
+        explorer.rate.set_state({"index": 50})
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if "shrunk" in explorer._screen.facts.value:
+                break
+
+    asyncio.run(move())
+    small = remove_dead(model, explorer.masks, digits.scale(digits.validation.x[:1])).model
+    found = explorer.shrunk()
+    assert found["parameters"] == tuple(sum(p.numel() for p in net.parameters()) for net in (small, model))
+    assert found["macs"] == tuple(cost.macs(net, digits.shape) for net in (small, model))
+    assert all(seconds > 0 for seconds in found["latency"])
+    assert f"shrunk: parameters of {short(found['parameters'][1])}" in text(explorer._screen.facts)
+    explorer.rate.value = 0.6
+    assert "shrunk" not in text(explorer._screen.facts), "of other masks"
 
 
 def test_a_state_goes_to_another_explorer(model, digits):

@@ -7,8 +7,9 @@ from prunelab import models
 from prunelab.errors import PrunelabError
 from prunelab.pruners import prune
 from prunelab.settings import Model
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 
+pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 COUNTS = {
     ("vgg_like", 10): 14_990_922, ("vgg13", 10): 9_941_322, ("vgg16", 10): 15_253_578, ("vgg19", 10): 20_565_834,
     ("vgg_like", 100): 15_037_092, ("vgg13", 100): 9_987_492, ("vgg16", 100): 15_299_748, ("vgg19", 100): 20_612_004,

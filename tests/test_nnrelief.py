@@ -222,3 +222,29 @@ def test_what_it_cannot_do_is_refused_in_one_line():
         prune(odd, "nnrelief", 0.0, batches=[torch.rand(3, 4)])
     assert all(torch.equal(before[key], value) for key, value in odd.state_dict().items())
     assert isinstance(Masks.ones(odd), Masks)
+
+
+def test_faithful_takes_the_norm_of_the_code_that_has_such_a_network(monkeypatch):
+    from prunelab.pruners import nnrelief
+
+    asked = []
+
+    def recorded(model, layers, data, reduce):
+        asked.append(reduce)
+        return signals(model, layers, data, reduce)
+
+    monkeypatch.setattr(nnrelief, "signals", recorded)
+    x = torch.rand(5, 1, 8, 8)
+    lenet = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    vgg = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), *lenet[1:])
+    for model, variant, theirs in (
+        (lenet, "faithful", "sum"),
+        (vgg, "faithful", "norm_of_mean"),
+        (lenet, "corrected", "mean_of_norm"),
+    ):
+        asked.clear()
+        prune(model, "nnrelief", 0.0, batches=[x], variant=variant, allow_empty=True)
+        assert set(asked) == {theirs}
+    asked.clear()
+    prune(lenet, "nnrelief", 0.0, batches=[x], variant="faithful", conv_reduce="norm_of_mean", allow_empty=True)
+    assert set(asked) == {"norm_of_mean"}

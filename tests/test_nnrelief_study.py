@@ -123,3 +123,8 @@ def test_what_is_compared_with_is_the_row_of_the_table(network):
     claims = [c for c in papers.artefact(f"nnrelief/{network}").claims if c.id == "han"]
     assert [c.reported for c in claims] == [row["test_error"]]
     assert all(f" {row['compression']:.0f}," in c.text for c in claims)
+
+
+def test_faithful_trains_on_all_of_the_training_part_but_one_sample():
+    assert nnrelief("lenet_5", 1, variant="faithful")[0].data.validation == 1
+    assert nnrelief("lenet_5", 1)[0].data.validation == 0.1

@@ -420,6 +420,11 @@ def test_provenance_is_read_from_the_rounds():
     assert plots.provenance(reduced, "quick")["hardware"] == "cpu, 2 threads, bfloat16"
     claims = pd.DataFrame({"verdict": ["confirmed"]})
     assert plots.provenance(rounds(), "quick", claims=claims)["claims"] is claims
+    shown = plots.provenance(rounds(), "quick", claims=pd.DataFrame({"claim": ["<a>", "b"]}))
+    assert "runs of each point: " in repr(shown)
+    assert "claims: 2 rows" in repr(shown)
+    assert shown._repr_html_().index(">data<") < shown._repr_html_().index("<summary>more</summary>")
+    assert "{" not in repr(shown)
     with pytest.raises(PrunelabError, match="did you mean 'quick'"):
         plots.provenance(rounds(), "quik")
 

@@ -14,8 +14,8 @@ from prunelab.pruners.schedules import Ramp
 from prunelab.pruners.zero_keep import zero_skipped_macs
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.shrink import joined_layers
 from prunelab.structure.cost import layer_macs
+from prunelab.structure.shrink import joined_layers
 from prunelab.training.experiment import run_all
 
 

@@ -9,14 +9,14 @@ from torch import nn
 from prunelab.errors import PrunelabError
 from prunelab.models import mlp
 from prunelab.pruners import prune
-from prunelab.shrink import shrink
+from prunelab.structure import shrink
 from prunelab.structure.report import _median_interval, latencies, report
 
 
 def two():
     model = mlp(6, 4, 2)
     masks = prune(model, "l1_neuron", 0.5)
-    return model, masks, shrink(model, masks)
+    return model, masks, shrink(model, masks, torch.randn(2, 6))
 
 
 def test_counts_are_those_of_the_two_models():
@@ -123,10 +123,10 @@ def test_dead_units_that_are_still_there_are_named_with_the_reason():
         model[0].weight[2], model[0].bias[2] = 0, -1.0
     small = shrink(model, None, x := torch.randn(2, 1, 4, 4))
     found = report(model, small, x, repeats=3)
-    why = "1 of 3 units: constant but not 0, and module '2' (Conv2d) pads its input with zeros"
+    why = "1 of 3 units: constant but not 0, and module '2' pads its input with zeros"
     assert found.dead == {"small": {"0": why}}
     assert f"dead units in small: 0: {why}" in str(found)
-    assert "module &#x27;2&#x27; (Conv2d)" in found._repr_html_()
+    assert "module &#x27;2&#x27;" in found._repr_html_()
 
 
 def test_the_notes_are_short_and_the_source_of_the_energy_is_named():

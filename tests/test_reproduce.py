@@ -240,6 +240,16 @@ def test_a_second_call_does_nothing(call, ran):
     assert before == {name: (paths.figures() / name).stat().st_mtime_ns for name in files(paths.figures())}
 
 
+def test_what_the_budget_does_not_reach_is_left_and_the_same_command_goes_on(call, ran, monkeypatch):
+    code, _, err = call("toy/line", "--budget", "soon")
+    assert (code, err) == (2, "prunelab: budget = 'soon': should be a length of time like 90s, 10m or 2h\n")
+    monkeypatch.setattr("prunelab.budget.over", lambda end: len(ran) == 1)
+    code, out, _ = call("toy/line", "other/table", "--preset", "smoke", "--budget", "10m")
+    assert (code, len(ran)) == (3, 1)
+    assert "[2/2] other/table: left, the time is used" in out
+    assert "1 of 2 are left: the same command goes on with them" in out
+
+
 def test_force_does_it_again(call, ran):
     call("toy/line", "--preset", "smoke")
     assert call("toy/line", "--preset", "smoke", "--force")[0] == 0

@@ -231,7 +231,7 @@ def test_start_pause_stop_go_on_and_finish_with_the_rows_of_a_plain_experiment(t
     threads = set(threading.enumerate())  # of other tests
     one, store = run(epochs=30), Store(tmp_path / "watched")
     theatre = TrainingTheatre(one, store=store, device="cpu", pace=0.05)
-    buttons, sentence, panel = theatre.buttons, theatre.children[1], theatre.children[2]
+    buttons, sentence, panel = theatre.buttons, theatre.children[2], theatre.children[3]
     assert [name for name, button in buttons.items() if not button.disabled] == ["start"]
     assert "Not trained yet" in sentence.value
     assert children() == []
@@ -274,7 +274,7 @@ def test_an_error_of_the_training_is_shown_and_raised_by_check(tmp_path):
     theatre.check()
     theatre.start()
     theatre.wait(30)
-    (shown,) = theatre.children[3].outputs
+    (shown,) = theatre.children[4].outputs
     assert "StoreError" in shown["evalue"]
     assert "stage.py" in "".join(shown["traceback"])
     assert theatre.state == "broken"
@@ -329,7 +329,7 @@ def test_an_error_of_the_picture_is_shown_raised_and_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(TrainingTheatre, "_open", lambda self: None)
     with pytest.raises(RuntimeError, match="no ink"):
         theatre.start()
-    assert theatre.children[3].outputs[0]["evalue"] == "no ink"
+    assert theatre.children[4].outputs[0]["evalue"] == "no ink"
     with pytest.raises(RuntimeError, match="no ink"):
         theatre.check()
 

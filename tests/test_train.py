@@ -18,6 +18,7 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
 from prunelab.settings import Data, Model, Train
+from prunelab.training import train
 from prunelab.training.stack import Stack, stackable
 from prunelab.training.train import Member, Population, device, f1_macro, generator
 
@@ -469,3 +470,32 @@ def test_what_dropout_drops_follows_from_the_seed(digits):
     torch.rand(3)
     assert losses(0) == first
     assert first[0] != first[1]
+
+
+def test_auto_is_the_precision_that_is_faster_here(digits, monkeypatch):
+    auto = Train(**(BF16 | {"precision": "auto"}))
+    where = torch.device("cpu")
+    for knows in (True, False):
+        monkeypatch.setattr(train, "knows_bfloat16", lambda where, knows=knows: knows)
+        wide = member(0, auto, model="dropnet_b", hidden=(32, 16), data=digits)
+        narrow = member(0, auto, model="dropnet_b", hidden=(6, 5), data=digits)
+        assert wide.precision(where) == (torch.bfloat16 if knows else torch.float32)
+        assert narrow.precision(where) == member(0, auto, data=digits).precision(where) == torch.float32
+    fixed = member(0, Train(**BF16), model="dropnet_b", hidden=(6, 5), data=digits)
+    assert fixed.precision(where) == torch.bfloat16
+    asked = member(0, Train(**(BF16 | {"precision": "float32"})), model="dropnet_b", hidden=(6, 5), data=digits)
+    for one in (narrow, asked):
+        Population(digits).epoch([one])
+    assert all(torch.equal(value, weights(asked)[name]) for name, value in weights(narrow).items())
+
+
+def test_maps_are_measured_in_pieces_that_fit_the_cache(digits):
+    assert train.pieces({"w": (40, 784)}, (1, 28, 28), torch.device("cpu")) == train.EVALUATION_BATCH
+    # 64 maps of 28 x 28 float32 are 200,704 bytes: 83 samples in 16 MiB, 80 in rows of 16
+    assert train.pieces({"conv.weight": (64, 1, 3, 3)}, (1, 28, 28), torch.device("cpu")) == 80
+    assert train.pieces({"conv.weight": (64, 3, 3, 3)}, (3, 224, 224), torch.device("cpu")) == 16
+    one = member(0, Train(epochs=1), model="dropnet_b", hidden=(6, 5), data=digits)
+    found = Population(digits).evaluate([one], digits.test)[0]
+    with torch.no_grad():
+        expected = F.cross_entropy(one.model(digits.scale(digits.test.x)), digits.test.y).item()
+    assert found.loss == pytest.approx(expected, rel=1e-5)

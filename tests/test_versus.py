@@ -40,7 +40,7 @@ def means():
 
 
 def parts(box):
-    slider, row, sentence, table, errors = box.children
+    _, slider, row, sentence, table, errors, _ = box.children
     return (slider, *row.children, sentence, table, errors)
 
 

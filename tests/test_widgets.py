@@ -1,10 +1,13 @@
 """Widgets without a browser: moving a control is setting its value."""
 
 import builtins
+import html
+import io
 import re
 
 import pandas as pd
 import pytest
+from matplotlib import image
 
 from prunelab.errors import PrunelabError
 from prunelab.lab import widgets
@@ -28,7 +31,7 @@ def rows():
 
 
 def parts(box):
-    choice, seed, slider, sentence, picture, table, errors = box.children
+    _, choice, seed, slider, sentence, picture, table, errors, _ = box.children
     return choice, seed, slider, sentence, picture, table, errors
 
 
@@ -166,3 +169,17 @@ def test_without_ipywidgets_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'prunelab\[lab\]'"):
         widgets.explore(rows())
+
+
+@pytest.mark.parametrize("made", [widgets.explore, widgets.compare])
+def test_where_nothing_runs_there_is_a_picture_and_the_sentence(made):
+    table = rows().assign(compression_ratio=lambda own: 1 / own["density"].round(3))
+    box = made(table[table["round"] < 2])
+    shown = box._repr_mimebundle_()
+    assert image.imread(io.BytesIO(shown["image/png"])).shape[2] == 4
+    texts = [str(getattr(part, "value", "")) for part in box.children]
+    sentence = html.unescape(re.sub("<[^>]*>", "", next(text for text in texts if "aria-live" in text)))
+    assert shown["text/plain"] == sentence
+    gone = box.children[0].value
+    assert "The kernel of this page has gone" in gone
+    assert ".prunelab-gone {display: none}" in gone, "only a page without a kernel says so"

@@ -95,8 +95,8 @@ def index() -> dict[str, Any]:
     cells = [
         "# prunelab\n\nNotebooks to explore in come first; then one notebook for each table and figure of the papers, "
         "with its claim and what our numbers say to it: ✓ confirmed, ✗ contradicted, ~ not at this budget, "
-        f"? undecided, {MISSING} not measured, in brackets the preset of the numbers. Figures of one kind share a notebook, whose "
-        "parameter `figure` chooses."
+        f"? undecided, {MISSING} not measured, in brackets the preset of the numbers. Figures of one kind share a "
+        "notebook, whose parameter `figure` chooses."
     ]
     known = {artefact.notebook for artefact in papers.artefacts()}
     others = sorted((path for path in _notebooks() if path not in known), key=lambda path: path != START)

@@ -315,3 +315,19 @@ def rewrite(artefacts: Sequence[Artefact]) -> int:
             path.write_bytes(new)
             changed += 1
     return changed
+
+
+def _other_points(artefact: Artefact, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the committed points of a figure of curves give another agreement than the one that is stored."""
+    import pandas as pd
+
+    from prunelab.papers import reported
+
+    file = paths.figures() / f"{artefact.figure}.csv"
+    table = pd.read_csv(file)  # of every artefact: one that is no table raises
+    stored = next((row["ours"] for row in rows if row["claim"] == "agreeing"), None)
+    if artefact.curves is None or stored is None:
+        return ""
+    today = reported.agreeing(reported.judged(table.assign(difference=table["ours"] - table["reported"])))
+    today = getattr(today, "mean", today)
+    return "" if abs(today - stored) < 1e-6 else f"{file.name}: {today:.3f} of the points agree, {stored:.3f} is stored"

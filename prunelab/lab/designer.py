@@ -6,15 +6,11 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from prunelab.errors import PrunelabError, as_output
+from prunelab.lab.page import Page, widgets
 from prunelab.plots.layers import schedule_curves
 from prunelab.plots.pictures import Look, Picture
 from prunelab.pruners.schedules import Ramp
 from prunelab.settings import Prune
-
-try:
-    import ipywidgets as widgets
-except ImportError:
-    raise ImportError("prunelab.lab.designer needs ipywidgets: install it with pip install 'prunelab[lab]'") from None
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +26,7 @@ KINDS = {
 ROOM = "line-height:1.4;min-height:2.8em"  # two lines, so that the picture below them does not move
 
 
-class ScheduleDesigner(widgets.VBox):
+class ScheduleDesigner(Page):
     """Choose a schedule, move its parameters, and take it away as ``designer.settings``.
 
     The sliders that a schedule does not have are off. The others' curves stay in the picture, pale, for comparison. An
@@ -65,7 +61,7 @@ class ScheduleDesigner(widgets.VBox):
         )
         self._epochs, self._look, self._failure = epochs, look, None
         controls = [self.kind, self.final, self.begin, self.alpha, self.beta, self.steps]
-        super().__init__([*controls, self.sentence, self.picture, self.code, self.errors])
+        super().__init__([*controls, self.sentence, self.picture, self.code, self.errors], self._still)
         self.kind.observe(self._other, "value")
         for control in controls[1:]:
             control.observe(self._draw, "value")
@@ -126,6 +122,9 @@ class ScheduleDesigner(widgets.VBox):
             raise
         finally:
             self.sentence.value, self.picture.value, self.code.value = parts
+
+    def _still(self) -> tuple[bytes, str]:
+        return self._drawn(self.ramp).png(110), self._words(self.ramp)
 
     def _drawn(self, ramp: Ramp) -> Picture:
         return schedule_curves({self.kind.label: ramp}, epochs=self._epochs, look=self._look)

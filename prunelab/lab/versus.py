@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunelab.errors import PrunelabError
+from prunelab.plots.pictures import Picture, canvas
 from prunelab.runs.columns import MISSING, need, quantity
 from prunelab.stats import Interval, paired_difference, summarise
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 WIDTH, ROW = 260, 24  # of the picture in a row, in pixels of the page
 EDGE = 10  # left and right of its axis
+FEW = 2  # runs, whose t interval is six times as wide as that of three
 ALIKE = 1.1  # compressions that differ by a larger factor are not compared (our own default)
 STYLE = """<style>
-.prunelab-versus {line-height: 1.4; color: var(--jp-content-font-color1, inherit);
+.prunelab-versus {container-type: inline-size; line-height: 1.4; color: var(--jp-content-font-color1, inherit);
   --one: var(--jp-brand-color1, #0072b2); --two: #d55e00; --faint: var(--jp-border-color1, #8888)}
 .prunelab-versus table {color: inherit; border-collapse: collapse; font-size: 13px;
   font-variant-numeric: tabular-nums}
@@ -41,6 +43,12 @@ STYLE = """<style>
 .prunelab-versus .one .bar {stroke: var(--one)} .prunelab-versus .one .dot {fill: var(--one)}
 .prunelab-versus .two .bar {stroke: var(--two)}
 .prunelab-versus .two .dot {fill: var(--jp-layout-color0, Canvas); stroke: var(--two); stroke-width: 2}
+@container (max-width: 46em) {  /* the picture below its name and numbers, not outside the frame */
+  .prunelab-versus :is(table, thead, tbody) {display: block}
+  .prunelab-versus tr {display: grid; grid-template-columns: minmax(0, 1fr) repeat(3, minmax(3em, auto))}
+  .prunelab-versus tr > :nth-child(2) {grid-row: 2; grid-column: 1 / -1}
+  .prunelab-versus tr > :first-child {white-space: normal}
+}
 </style>"""
 
 
@@ -156,9 +164,25 @@ class Results:
             return f"{head} {one} is {size} {side} {two} in one run, which decides nothing."
         size = f"{up.number(abs(found.mean))} ± {up.number(found.half)} {unit}".rstrip()
         pairs = "" if self.summarised else f" over {found.n} seeds"
+        pairs += ", too few for an interval to say much," * (found.n == FEW)
         if found.low > 0 or found.high < 0:
             return f"{head} {one} is {size} {side} {two}{pairs}: the 95 % interval is clear of zero."
         return f"{head} Undecided: the difference of {size}{pairs} can have either sign."
+
+    def picture(self, one: Any, two: Any, at: Any, seed: Any = None) -> Picture:
+        """What ``html`` shows as a picture, for where nothing runs."""
+        levels, up = self.levels(at, seed), quantity(self.y)
+        with canvas(size=(6.4, 0.8 + 0.26 * len(levels))) as (picture, axes):
+            ax = axes[0, 0]
+            for place, (name, row) in enumerate(levels.iterrows()):
+                half = 0.0 if math.isnan(row[f"{self.y}_half"]) else row[f"{self.y}_half"] * up.scale
+                chosen = {"fmt": "o" if name == one else "s", "color": "C0" if name == one else "C1"}
+                style = chosen if name in (one, two) else {"fmt": ".", "color": "grey"}
+                ax.errorbar(row[self.y] * up.scale, -place, xerr=half, **style)
+            ax.set_yticks([-place for place in range(len(levels))], [str(name) for name in levels.index])
+            ax.set_xlabel(up.axis)
+            picture.alt = self.words(one, two, at, seed)
+        return picture
 
     def html(self, one: Any, two: Any, at: Any, seed: Any = None) -> str:
         """All methods as a table with their intervals drawn; rows stay where they are, whatever the position."""

@@ -59,7 +59,8 @@ def explore(
         look: light or dark.
 
     Returns:
-        An ``ipywidgets.VBox``: three controls, sentence, picture, table, and the place for errors.
+        An ``ipywidgets.VBox``: three controls, sentence, picture, table, and the place for errors. Where no kernel
+        runs, on GitHub or in Markdown, it is the picture and the sentence.
 
     Raises:
         ImportError: ipywidgets is not installed.
@@ -85,7 +86,8 @@ def compare(rows: pd.DataFrame, x: str = "compression_ratio", y: str = "test_acc
         by: column of the methods; None: ``strategy`` where there is one, otherwise ``method``.
 
     Returns:
-        An ``ipywidgets.VBox``: four controls, sentence, table with pictures, and the place for errors.
+        An ``ipywidgets.VBox``: four controls, sentence, table with pictures, and the place for errors. Where no kernel
+        runs, it is a picture and the sentence.
 
     Raises:
         ImportError: ipywidgets is not installed.
@@ -169,8 +171,9 @@ class _Explorer:
         self.sentence, self.picture, self.table = (widgets.HTML() for _ in range(3))
         self.errors = widgets.Output()
         self.table.layout = widgets.Layout(max_height="18em", overflow="auto")
-        controls = [self.choice, self.seed, self.slider]
-        self.box = widgets.VBox([*controls, self.sentence, self.picture, self.table, self.errors])
+        self.slider.add_class("prunelab-picked")
+        controls, self.shown = [self.choice, self.seed, self.slider], None
+        self.box = _page([*controls, self.sentence, self.picture, self.table, self.errors], self._still)
         self.offering = False
         self._offer(None)
         self.choice.observe(self._offer, "value")
@@ -203,9 +206,13 @@ class _Explorer:
             shown = view(
                 self.rows, self.x, self.y, self.by, self.choice.value, _seed(self.seed), self.slider.value, self.look
             )
+            self.shown = shown
             self.sentence.value = f'<p role="status" aria-live="polite">{html.escape(shown.sentence)}</p>'
             self.picture.value = shown.picture.html(DPI)
             self.table.value = shown.table._repr_html_()
+
+    def _still(self) -> tuple[bytes, str]:
+        return self.shown.picture.png(DPI), self.shown.sentence
 
 
 class _Comparison:
@@ -232,13 +239,21 @@ class _Comparison:
         self.sentence, self.table, self.errors = widgets.HTML(), widgets.HTML(), widgets.Output()
         self.table.layout = {"overflow": "auto", "max_width": "100%"}
         row = widgets.HBox([self.one, self.two, self.seed], layout={"flex_flow": "row wrap"})
-        self.box = widgets.VBox([self.slider, row, self.sentence, self.table, self.errors])
+        self.slider.add_class("prunelab-picked")
+        self.box = _page([self.slider, row, self.sentence, self.table, self.errors], self._still)
         for control in (self.slider, self.one, self.two, self.seed):
             control.observe(self._draw, "value")
         self._draw(None)
 
+    @property
+    def _at(self) -> tuple[Any, Any, Any, Any]:
+        return self.one.value, self.two.value, self.slider.value, _seed(self.seed)
+
+    def _still(self) -> tuple[bytes, str]:
+        return self.results.picture(*self._at).png(DPI), self.results.words(*self._at)
+
     def _draw(self, _: Any) -> None:
-        at = self.one.value, self.two.value, self.slider.value, _seed(self.seed)
+        at = self._at
         with _errors_in(self.errors, self.sentence, self.table):
             words, table = self.results.words(*at), self.results.html(*at)
             self.sentence.value = (
@@ -268,6 +283,12 @@ def _errors_in(output: Any, *parts: Any) -> Iterator[None]:
             part.value = ""
         output.outputs = (as_output(error),)
         raise
+
+
+def _page(children: list[Any], still: Any) -> VBox:
+    from prunelab.lab.page import Page
+
+    return Page(children, still)
 
 
 def _ipywidgets() -> Any:

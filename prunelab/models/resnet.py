@@ -29,8 +29,8 @@ class Block(nn.Module):
         self.norm_1, self.relu_1 = nn.BatchNorm2d(filters), nn.ReLU()
         self.conv_2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.norm_2, self.relu_2 = nn.BatchNorm2d(filters), nn.ReLU()
-        self.stride, self.before = stride, (filters - channels) // 2
-        self.behind = filters - channels - self.before
+        before = (filters - channels) // 2
+        self.stride, self.padding = stride, (0, 0, 0, 0, before, filters - channels - before)
         self.shortcut = Gate(filters)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class Block(nn.Module):
         y = self.norm_2(self.conv_2(self.relu_1(self.norm_1(self.conv_1(x)))))
         if self.stride != 1:
             x = x[:, :, :: self.stride, :: self.stride]
-        if self.before or self.behind:
-            x = F.pad(x, (0, 0, 0, 0, self.before, self.behind))
+        if any(self.padding):
+            x = F.pad(x, self.padding)
         return self.relu_2(y + self.shortcut(x))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,40 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)+")
+
+
+class Facts(dict[str, Any]):
+    """Provenance: a dictionary that a notebook shows as a small table in words, the less usual entries in a fold."""
+
+    FIRST = ("data", "n", "preset", "overridden", "protocol", "hardware", "git_commit")
+    NAMES: ClassVar = {"n": "runs of each point", "git_commit": "commit", "torch_version": "torch"}
+
+    def _rows(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Name and words of the usual entries, and of the others; tables are counted, not printed."""
+
+        def words(value: Any) -> str:
+            if isinstance(value, Mapping):
+                return ", ".join(f"{key} = {part}" for key, part in value.items())
+            if hasattr(value, "columns"):
+                return f"{len(value):,} row{'s' * (len(value) != 1)}"
+            return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+        order = [key for key in self.FIRST if key in self]
+        rest = [key for key in self if key not in order]
+        named = [[(self.NAMES.get(k, k.replace("_", " ")), words(self[k])) for k in keys] for keys in (order, rest)]
+        return named[0], named[1]
+
+    def __repr__(self) -> str:
+        first, rest = self._rows()
+        return "\n".join(f"{name}: {value}" for name, value in (*first, *rest))
+
+    def _repr_html_(self) -> str:
+        def table(rows: list[tuple[str, str]]) -> str:
+            cells = "<tr><th style='text-align:left'>{}</th><td style='text-align:left'>{}</td></tr>"
+            return f"<table>{''.join(cells.format(*map(html.escape, row)) for row in rows)}</table>"
+
+        first, rest = self._rows()
+        return table(first) + (f"<details><summary>more</summary>{table(rest)}</details>" if rest else "")
 
 
 def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[str, Any]:
@@ -50,7 +85,8 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
     threads = (
         [f"{int(count)} thread{'s' if count > 1 else ''}" for count in seen("threads")] if "cpu" in devices else []
     )
-    reduced = [str(name) for name in seen("train.precision") if name != "float32"]
+    used = {*seen("precision"), *seen("train.precision")}  # older rows have what was asked for alone
+    reduced = sorted(str(name) for name in used - {"float32", "auto"})
     spent = [rounds[column].sum() for column in ("seconds", "prune_seconds") if column in rounds]
     if "seconds_spent" in rounds:  # less, where runs that begin alike were trained once for all of them
         spent[0] = rounds["seconds_spent"].fillna(rounds["seconds"]).sum()
@@ -73,7 +109,7 @@ def provenance(rounds: pd.DataFrame, preset: str | Chosen, **more: Any) -> dict[
         ],
     }
     known = {key: value for key, value in facts.items() if value not in (None, [], {})}
-    return known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)}
+    return Facts(known | {key: value for key, value in more.items() if not (isinstance(value, str) and not value)})
 
 
 def _seeds(rounds: pd.DataFrame) -> str:

@@ -124,8 +124,7 @@ class DyPrune(Pruner):
         try:
             smaller = remove_units(model, _one_pass(fewer, model))
         except ShrinkError as error:
-            why = f"{error} (the published code stops here too)"
-            return Step(masks, rate=rate, failure=why)
+            return Step(masks, rate=rate, failure=str(error))
         for link in chain(smaller.model):
             bound = link.layer.in_features**-0.5
             drawn = torch.empty(len(link.layer.bias)).uniform_(-bound, bound, generator=generator)

@@ -12,7 +12,7 @@ from prunelab.pruners.scores import wide
 from prunelab.pruners.select import Granularity, by_unit, keep_highest_units, scored_names, units_of
 from prunelab.pruners.units import unit_masks
 from prunelab.settings import settings
-from prunelab.shrink import joined_layers
+from prunelab.structure.shrink import joined_layers
 
 
 @settings

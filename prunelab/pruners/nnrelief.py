@@ -48,7 +48,8 @@ class NNrelief(Pruner):
         alpha_fc: share of the signal that stays, of fully connected layers (0.95, the published default).
         alpha_conv: likewise, of convolutions (0.9, published for LeNet-5; 0.95 for the others).
         conv_reduce: the norm over positions: ``mean_of_norm`` (the paper), ``norm_of_mean`` (its code for VGG and
-            ResNet), ``sum`` (its code for LeNet).
+            ResNet), ``sum`` (its code for LeNet). None: the paper's, and with ``faithful`` that of the code, which has
+            BatchNorm in VGG and ResNet and none in LeNet: models are told apart by that.
         samples: size of the pruning set (1,000, the published default); 0: all that is given, batch by batch if it can
             be gone through more than once.
         set_seed: draws the pruning set, which is the same in all rounds.
@@ -61,7 +62,7 @@ class NNrelief(Pruner):
 
     alpha_fc: float = 0.95
     alpha_conv: float = 0.9
-    conv_reduce: Reduce = "mean_of_norm"
+    conv_reduce: Reduce | None = None
     samples: int = 1000
     set_seed: int = 0
     variant: Literal["faithful", "corrected"] = "corrected"
@@ -124,11 +125,18 @@ class _Once:
             after &= self._silent(before, layers, spared)
         return after & self._unread(after, forward=False, spared=spared)
 
+    def _reduce(self) -> Reduce:
+        """The norm over positions, of the variant where none was asked for."""
+        if self.rule.conv_reduce is not None or self.rule.variant == "corrected":
+            return self.rule.conv_reduce or "mean_of_norm"
+        normed = any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules())
+        return "norm_of_mean" if normed else "sum"
+
     def _chosen(self, masks: Masks, layers: list[str]) -> Masks:
         """The alpha rule for every unit of some layers, by the signals of the network with these masks."""
         rule, found = self.rule, {}
         with masked(self.model, masks):
-            for layer, (signal, bias) in signals(self.model, layers, self.data, rule.conv_reduce).items():
+            for layer, (signal, bias) in signals(self.model, layers, self.data, self._reduce()).items():
                 weight = self.model.get_submodule(layer).weight
                 together = signal if bias is None else torch.cat([signal, bias[:, None]], 1)
                 alpha = rule.alpha_conv if weight.dim() == 4 else rule.alpha_fc

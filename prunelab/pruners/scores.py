@@ -89,7 +89,7 @@ def scored(now: Context, score: Score, granularity: Granularity, combine: Combin
     how = {"along": score.along, "finish": score.finish, "combine": combine, "roles": score.roles}
     totals = fold(groups, score.values(now, names), live, **how)
     if not totals:
-        raise MaskError("no channel that may go is read by a layer that this score knows, a Linear or Conv2d")
+        raise MaskError("this score is defined for none of the layers that may be pruned: choose another method")
     return {name: _relative(total, live[name].to(total.device), score.relative) for name, total in totals.items()}
 
 

@@ -24,7 +24,7 @@ from prunelab.pruners import Context, Pruner, Ranking, build, first_masks
 from prunelab.pruners.measures import Measure, check_labels, chosen, usual
 from prunelab.pruners.select import amount_to_count, check_amount, scored_names
 from prunelab.settings import Prune
-from prunelab.structure.forward import call, copied, looking, rows, samples
+from prunelab.structure.forward import call, copied, copies, looking, rows, samples
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _BATCH = 500
@@ -97,7 +97,8 @@ def sensitivity(
         layers: names; () or None: all that the method may prune.
         batches: inputs and targets, for methods that look at data.
         metric: function of all outputs and targets -> a number, more is better, in place of accuracy.
-        loss: likewise, less is better. One of the two is needed where the model is no classifier.
+        loss: likewise, less is better. One of the two is needed where the model is no classifier. Methods that follow
+            a gradient follow its.
         seed: of every random choice.
         jobs: threads that measure side by side, each with a copy of the model; None: one per core.
         options: of the method.
@@ -120,7 +121,7 @@ def sensitivity(
         raise PrunelabError(f"{method!r} has no scores to rank: a scan needs a method that removes an amount")
     whole = {layer: first_masks(model, pruner, [layer]) for layer in _layers(model, pruner, layers)}
     given = None if batches is None else list(batches)
-    now = Context(model, first_masks(model, pruner, list(whole)), draw(seed), lambda: given or ())
+    now = Context(model, first_masks(model, pruner, list(whole)), draw(seed), lambda: copies(given or ()), loss=loss)
     with looking(model):
         scores = pruner.scores(now)
 

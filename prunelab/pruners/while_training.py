@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.chains import ShrinkError, chain, remove_units
-from prunelab.graph import GraphError
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.base import Context, Progress, Pruner, Step
@@ -24,8 +23,9 @@ from prunelab.pruners.select import keep_highest_units, scored_names, units_of
 from prunelab.pruners.units import unit_masks
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
-from prunelab.shrink import remove_dead
 from prunelab.structure.cost import layer_macs
+from prunelab.structure.shrink import remove_dead
+from prunelab.structure.watch import StructureError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +119,7 @@ def _inputs_left(now: Context) -> dict[str, Tensor]:
     try:
         chain(now.model)  # what went from a chain went physically
     except ShrinkError:
-        with contextlib.suppress(ShrinkError, GraphError):
+        with contextlib.suppress(StructureError):
             index = remove_dead(now.model, now.masks, now.sample()).index
             return {name: axes[1] for name, axes in index.items() if len(axes) > 1 and axes[1].dim() == 1}
     return {}

@@ -65,9 +65,11 @@ ROUNDS = _columns(
     """round requested_sparsity sparsity compression_ratio density weights weights_total parameters
     units units_by_layer units_total train_accuracy train_loss validation_accuracy validation_loss
     test_accuracy test_loss test_f1_macro pruned_test_accuracy epochs epoch seconds seconds_spent prune_seconds
-    macs effective_macs rate note device threads git_commit torch_version finished""",
+    macs effective_macs rate note precision device threads git_commit torch_version finished""",
     round="int",
-    **dict.fromkeys(["units_by_layer", "note", "device", "git_commit", "torch_version", "finished"], "text"),
+    **dict.fromkeys(
+        ["units_by_layer", "note", "precision", "device", "git_commit", "torch_version", "finished"], "text"
+    ),
 )
 EPOCHS = _columns(
     """round epoch train_loss train_accuracy validation_loss validation_accuracy test_loss test_accuracy

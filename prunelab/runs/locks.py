@@ -13,6 +13,7 @@ import errno
 import functools
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,6 +166,11 @@ class Place:
         except Damaged as error:
             return error.what
         return found.made_otherwise(versions)
+
+    def stored(self) -> dict[str, bytes]:
+        """File name -> bytes of the results, or of the checkpoint and the failure; for ``Writer.adopt`` elsewhere."""
+        folder = self.folder if self.folder.is_dir() else self.partial
+        return {n: (folder / n).read_bytes() for n in (*records.FILES, CHECKPOINT, FAILED) if (folder / n).exists()}
 
     def remove(self) -> None:
         """Delete what is stored of the run, which this process holds."""
@@ -392,6 +398,41 @@ class Writer:
         record = {**self._record(), "reason": " ".join(reason.split()) or "no reason given"}
         records.write(self._place.partial / FAILED, records.encode_json(record, seal=True))
         self._place.let_go(self._lock)
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Take over what another machine stored of the run; with its results or its failure the run is let go.
+
+        Args:
+            files: ``Place.stored`` there; an empty one changes nothing.
+
+        Raises:
+            Damaged: the bytes are not those that were written there.
+            StoreError: they are of another run, or the disk cannot be written.
+        """
+        self._need_hold()
+        if not files:
+            return
+        place, complete = self._place, SETTINGS in files
+        with records.writing(place.root), tempfile.TemporaryDirectory(prefix=".import-", dir=place.root) as staging:
+            there = Place(Path(staging), self.run.id)
+            folder = there.folder if complete else there.partial
+            for name in (*records.FILES, CHECKPOINT, FAILED):
+                if name in files:
+                    records.write(folder / name, files[name])
+            if (found := there.manifest()) is None:
+                raise StoreError(f"{self.run.id}: what came from the other machine is no run")
+            found.check(self.run)
+            there.check()
+            if complete:
+                folder.rename(place.folder)
+                if place.partial.exists():
+                    records.remove(place.partial)
+            else:
+                for name in (CHECKPOINT, FAILED):
+                    if name in files:
+                        records.write(place.partial / name, files[name])
+        if complete or FAILED in files:
+            place.let_go(self._lock)
 
     def _need_hold(self) -> None:
         if not self._lock.is_locked:

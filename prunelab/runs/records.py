@@ -110,8 +110,7 @@ class Manifest:
         Raises:
             StoreError: they differ.
         """
-        mine, theirs = differences(self.run), differences(run)
-        if mine != theirs:
+        if self.run != run and (mine := differences(self.run)) != (theirs := differences(run)):
             other = {key: mine.get(key, "default") for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)}
             raise StoreError(f"{run.id} is stored with other settings ({other}): set PRUNELAB_RUNS to another store")
 

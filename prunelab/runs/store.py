@@ -246,20 +246,22 @@ class Store:
 
     def _query(self, what: str, runs: Runs, unfinished: bool, filters: Mapping[str, Any]) -> pd.DataFrame:
         named = [runs] if isinstance(runs, Run | str) else runs
-        asked = self.ids(unfinished) if named is None else {self.id(run): run for run in named}.values()
+        asked = dict.fromkeys(self.ids(unfinished)) if named is None else {self.id(run): run for run in named}
         chosen, rest = frames.select(self._runs(asked, unfinished), filters)
         columns = frames.TABLES[what]
         rows, unknown = frames.select(frames.merge(chosen, self._tables(chosen["id"], what), columns), rest)
         frames.refuse_unknown(unknown, rows)
         return rows.reset_index(drop=True)
 
-    def _runs(self, runs: Iterable[Run | str], unfinished: bool) -> pd.DataFrame:
-        """One row per run: id, status and settings."""
+    def _runs(self, runs: Mapping[str, Run | str | None], unfinished: bool) -> pd.DataFrame:
+        """One row per run: id, status and settings, which are those that are asked for."""
         found = []
-        for run in runs:
-            status = self.status(run)
-            if (unfinished or status in ("complete", "failed")) and (known := self._manifest(run)):
-                found.append((known.run.id, status, known.run, known.versions))
+        for run_id, run in runs.items():
+            status = self.status(run_id)
+            if (unfinished or status in ("complete", "failed")) and (known := self.place(run_id).manifest()):
+                if isinstance(run, Run):
+                    known.check(run)
+                found.append((run_id, status, known.run, known.versions))
         return frames.settings_frame(found)
 
     def weights(self, run: Run | str) -> dict[str, np.ndarray]:
@@ -297,7 +299,7 @@ class Store:
             id, status, data, model, method, seed, rounds (finished ones), best_test_accuracy and last_test_accuracy
             (over its rounds), seconds (training and pruning), bytes (on disk), finished (time of the last round).
         """
-        runs = self._runs(self.ids(unfinished=True), unfinished=True)
+        runs = self._runs(dict.fromkeys(self.ids(unfinished=True)), unfinished=True)
         rounds = frames.merge(runs[["id"]], self._tables(runs["id"], "rounds"), frames.ROUNDS)
         rounds["seconds"] = rounds["seconds"].fillna(0) + rounds["prune_seconds"].fillna(0)
         summary = rounds.groupby("id", sort=False).agg(

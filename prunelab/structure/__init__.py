@@ -6,6 +6,6 @@ from prunelab.structure.shrink import NotRemoved, ShrinkError, Shrunk, carry, re
 from prunelab.structure.watch import StructureError, watch
 
 __all__ = [
-    "Groups", "NotRemoved", "ShrinkError", "Shrunk", "Slice", "Space", "StructureError", "carry", "channel_groups", "fit",
-    "recalibrate", "remove_dead", "shrink", "watch",
+    "Groups", "NotRemoved", "ShrinkError", "Shrunk", "Slice", "Space", "StructureError", "carry", "channel_groups",
+    "fit", "recalibrate", "remove_dead", "shrink", "watch",
 ]  # fmt: skip

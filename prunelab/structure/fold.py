@@ -75,7 +75,7 @@ class Constants:
             self.values[number] = values[name].detach().cpu() if name in values else None
         for number, tensor in seen.constants.items():
             self.values[number] = tensor.detach().cpu() if tensor.is_floating_point() and not tensor.is_meta else None
-        self.computed = {n for n, value in self.values.items() if value is not None and not bool(value.isnan().any())}
+        self.computed: dict[int, bool] = {}  # tensors made of parameters alone, all of whose values are known
         self.readers: dict[int, list[Op]] = {}
         for op in seen.tape:
             for ref in {ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)}:
@@ -90,9 +90,8 @@ class Constants:
                 if isinstance(value, list):
                     value = value[place]
                 shape = seen.shapes[number]
-                nothing = (
-                    value is None or not value.is_floating_point() or (op.kind != "move" and bool(value.isnan().all()))
-                )
+                nothing = value is None or not value.is_floating_point()
+                nothing = nothing or (op.kind != "move" and bool(compact(value).isnan().all()))
                 self.values[number] = None if nothing else value.expand(shape)
             for number in op.stale:
                 self.values[number] = None
@@ -100,18 +99,25 @@ class Constants:
     def _computed(self, op: Op) -> Any:
         """What an operation makes of parameters alone, as that of a weight that is standardised."""
         refs = [ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)]
-        if not refs or not self.computed.issuperset(refs) or op.name in _RANDOM or op.func._schema.is_mutable:
+        if op.kind == "move" or not refs or op.name in _RANDOM or op.func._schema.is_mutable:
+            return None
+        if not all(ref in self.seen.weights and self._known(ref) for ref in refs):
             return None
         args, kwargs = tree_map_only(Ref, self.values.__getitem__, (op.args, op.kwargs))
         try:
             made = op.func(*args, **kwargs)
         except RuntimeError:
             return None
-        made = list(made) if isinstance(made, tuple | list) else [made]
-        self.computed.update(n for n, tensor in zip(op.outs, made, strict=True) if tensor.is_floating_point())
-        return made
+        return list(made) if isinstance(made, tuple | list) else [made]
+
+    def _known(self, ref: int) -> bool:
+        if ref not in self.computed:
+            value = self.values.get(ref)
+            self.computed[ref] = value is not None and not bool(compact(value).isnan().any())
+        return self.computed[ref]
 
     def of(self, ref: Any) -> Value:
+        """What is known of a tensor; None: nothing, or it is none."""
         return self.values.get(ref) if isinstance(ref, Ref) else None
 
     # rules: each gives what is known of the results ------------------------------------------------------------------
@@ -208,12 +214,19 @@ class Constants:
         value, shape = self.of(op.args[0]), self.seen.shapes[op.outs[0]]
         if value is None or varying(value) & set(range(2, len(shape))):
             return None
-        given = bound(op.func, op.args, op.kwargs)
-        small, keeps = compact(value), op.name.startswith(_KEEPS)
-        if op.name.startswith("avg_pool"):
-            padded = any(given.get("padding") or ()) and given.get("count_include_pad", True)
-            keeps = not padded and not given.get("divisor_override")
-        return small if keeps else torch.where(small == 0, small, math.nan)
+        small = compact(value)
+        return small if _borderless(op) else torch.where(small == 0, small, math.nan)
+
+    def _index_put(self, op: Op) -> Value:
+        """Rows of another tensor in the place of some: what is the same constant in both is one."""
+        own, other = (self.of(ref) for ref in (op.args[0], op.args[2]))
+        if own is None or other is None:
+            return None
+        one, two = (along(value, 1).double() if value.dim() > 1 else value.double().view(1, -1) for value in (own, other))
+        one, two = (torch.where((part == part[:, :1]).all(1), part[:, 0], math.nan) for part in (one, two))
+        shape = self.seen.shapes[op.outs[0]]
+        same = torch.where(one == two, one, math.nan)
+        return same.view(1, -1, *[1] * (len(shape) - 2)) if len(shape) > 1 else None
 
     def _reduce(self, op: Op) -> Value:
         value = self.of(op.args[0])
@@ -300,7 +313,6 @@ class Constants:
         value, groups, turned = self.of(w), given["groups"], given["transposed"]
         if value is None:
             return None
-        inputs, outputs = self.seen.shapes[given["input"]][1], self.seen.shapes[op.outs[0]][1]
         level = self._level(given["input"], 1)
         nonzero = _nonzero(value)
         nonzero = nonzero[(..., *[0] * (value.dim() - 2))] if not varying(nonzero) else nonzero.flatten(2).any(2)
@@ -336,7 +348,7 @@ class Constants:
             base = torch.full_like(base, math.nan) if bias is None else bias.double().expand(len(pattern)).clone()
         loose = (~exact).nonzero().flatten()
         if len(loose) == len(level):
-            varies = pattern.any(1)
+            varies = compact(pattern).any(1).expand(len(pattern))
         else:
             varies = pattern[:, loose].any(1)
             adds = (exact & (level != 0)).nonzero().flatten()
@@ -364,7 +376,7 @@ class Constants:
         x_first = two is not None and self._is_weight(two)
         if not x_first and not (one is not None and self._is_weight(one)):
             return self._activations(op, over, left, one, two)
-        x, w, value = (a, b, two.t()) if x_first else (b, a, one)  # value: [rows, columns]
+        x, value = (a, two.t()) if x_first else (b, one)  # value: [rows, columns]
         level = self._level(x, len(self.seen.shapes[x]) - 1 if x_first else 0)
         pattern, exact = _nonzero(value), ~level.isnan()
         side = 3 if x_first else 1
@@ -442,9 +454,27 @@ class Constants:
         return out if rank == 3 else out.reshape(out.shape[3 - rank :]) if rank == 2 else None
 
     def _trilinear(self, op: Op) -> Value:
+        """A product of three: what is 0 adds nothing, all else is read."""
+        dims, rank = sorted(op.args[6]), len(self.seen.shapes[op.outs[0]]) + len(op.args[6])
+        adds = torch.ones((1,) * rank, dtype=torch.bool)
+        for ref, places in zip(op.args[:3], op.args[3:6], strict=True):
+            value = self.of(ref)
+            part = torch.full((), math.nan) if value is None else compact(value)
+            for d in places if value is not None else ():
+                part = part.unsqueeze(d)
+            adds = adds & (part != 0)  # NaN is not 0
+        row = next((layer for layer in op.extra[0] if not varying(layer) & set(dims)), None)
         for layer in op.extra[0]:
-            self._unread(op, layer)
-        return None
+            if not varying(layer) & set(dims):
+                continue
+            (d,), at = varying(layer), None if row is None else min(varying(row))
+            sums = [e for e in range(rank) if e not in (d, at)]
+            pattern = adds.amax(sums, keepdim=True).expand([n if e in (d, at) else 1 for e, n in enumerate(layer.shape)])
+            pattern = pattern.movedim(d, -1).reshape(-1, layer.shape[d])
+            level = torch.where(pattern.any(0), math.nan, 0.0).double()
+            rows = None if row is None else along(row, at)[:, 0]
+            self.reads.append(Read(along(layer, d)[:, 0], rows, pattern, level, level == 0, None, None, op.module))
+        return torch.where(adds.amax(dims), math.nan, 0.0).double()
 
     # where constants can go ------------------------------------------------------------------------------------------
 
@@ -471,9 +501,7 @@ class Constants:
                 hit = channels[order][at] == rows
                 found.append((-1, torch.where(hit, slots[order][at], -1)))
                 continue
-            border = op.kind == "spatial" and (
-                not op.name.startswith(("max_pool", "adaptive", "_adaptive", "upsample"))
-            )
+            border = op.kind == "spatial" and not _borderless(op)
             nothing = op.kind == "pointwise" and op.name in ("clone", "_to_copy", "contiguous", "dropout")
             if op.kind not in ("move", "cat") and not nothing and (op.kind != "spatial" or border):
                 return None
@@ -483,6 +511,15 @@ class Constants:
                     return None
                 found += further
         return found or None
+
+
+def _borderless(op: Op) -> bool:
+    """Whether a pooling, or the like, gives a constant on as it is, at the border, too."""
+    if not op.name.startswith("avg_pool"):
+        return op.name.startswith(_KEEPS)
+    given = bound(op.func, op.args, op.kwargs)
+    padded = any(given.get("padding") or ()) and given.get("count_include_pad", True)
+    return not padded and not given.get("divisor_override")
 
 
 def _nonzero(value: Tensor) -> Tensor:

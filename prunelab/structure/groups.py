@@ -147,9 +147,9 @@ class Analysis:
     def fixed(self, exact: bool) -> Tensor:
         """Bool [groups], those that stay whatever the weights are."""
         stays = torch.zeros(len(self.space), dtype=torch.bool)
-        stays[list(self.why)] = True
+        stays[torch.tensor(list(self.why), dtype=torch.long)] = True
         if exact:
-            stays[list(self.seen.soft)] = True
+            stays[torch.tensor(list(self.seen.soft), dtype=torch.long)] = True
         return stays
 
 
@@ -184,11 +184,19 @@ def _stays(seen: Seen) -> dict[int, str]:
     """Group -> why it stays, whatever the weights are; what no output depends on is left alone, too."""
     why = dict(seen.pinned)
     fixed = torch.zeros(int(seen.root.max()) + 1, dtype=torch.bool)
-    fixed[[*why, *seen.soft]] = True
+    fixed[torch.tensor([*why, *seen.soft], dtype=torch.long)] = True
     shapes = {name: seen.shapes[number] for number, name in seen.names.items()}
-    reached = live(seen, Constants(seen, anything(shapes)).reads, fixed)
-    for group in (~reached).nonzero().flatten().tolist():
-        why[group] = "no output of the model depends on it"
+    reads = Constants(seen, anything(shapes)).reads
+    reached = live(seen, reads, fixed)
+    while not bool(reached.all()):  # what leads nowhere stays where it ends; before that it may shrink
+        ends = ~reached
+        for read in reads:
+            ends[seen.root[read.columns]] = False
+        if not bool(ends.any()):
+            ends = ~reached
+        for group in ends.nonzero().flatten().tolist():
+            why[group] = "no output of the model depends on it"
+        reached = live(seen, reads, reached | ends)
     return why
 
 
@@ -259,21 +267,37 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
     for axes in seen.slots.values():
         for numbers in axes.values():
             slotted[seen.root[numbers]] = True
-    pairs = [(cells[:1].expand_as(cells), cells) for cells in seen.products]
-    for rows, cells, fixed in seen.blocks:
-        own = rows is not None and bool(slotted[rows].any())
-        if own or (granularity == "head" and not fixed and cells.shape[1] > 1):
-            pairs.append((cells[:, :1].expand_as(cells), cells))
-            if rows is not None:
-                pairs.append((rows, cells[:, 0]))
-        else:
-            pairs.append((cells[:1].expand_as(cells), cells))
-    merged = _components(size, pairs)
+    heads: set[int] = set()  # blocks whose rows stay though they have parameters of their own
+    while True:
+        pairs = [(cells[:1].expand_as(cells), cells) for cells in seen.products]
+        for number, (rows, cells, fixed) in enumerate(seen.blocks):
+            own = rows is not None and bool(slotted[rows].any()) and number not in heads
+            if own or (granularity == "head" and not fixed and cells.shape[1] > 1):
+                pairs.append((cells[:, :1].expand_as(cells), cells))
+                if rows is not None:
+                    pairs.append((rows, cells[:, 0]))
+            else:
+                pairs.append((cells[:1].expand_as(cells), cells))
+        merged = _components(size, pairs)
+        stuck = {
+            number
+            for number, (rows, cells, _) in enumerate(seen.blocks)
+            if granularity == "channel" and rows is not None and min(cells.shape) > 1 and bool(slotted[rows].any())
+            and len(merged[cells].unique()) == 1 < len(cells.unique())
+        }  # fmt: skip
+        if stuck <= heads:
+            break
+        heads |= stuck
     stays = torch.zeros(size, dtype=torch.bool)
     stays[merged[found.fixed(exact)]] = True
     why: dict[int, str] = {}
+    for number in heads:
+        rows = merged[seen.blocks[number].rows]
+        stays[rows] = True
+        why.update(dict.fromkeys(rows.tolist(), "what stays of each of them goes instead"))
+    place = merged.tolist()
     for group, reason in itertools.chain(found.why.items(), seen.soft.items() if exact else ()):
-        why.setdefault(int(merged[group]), reason)
+        why.setdefault(place[group], reason)
     made = _made(seen)
     parts = _components(size, ((g[:1].expand_as(g), g) for g in (merged[g[g != seen.root[FIXED]]] for _, _, g in made)))
     owners: dict[int, str] = {}

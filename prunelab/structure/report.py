@@ -17,13 +17,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunelab import folding
 from prunelab.errors import PrunelabError, first_line
-from prunelab.graph import GraphError
 from prunelab.runs.columns import TIMES, short
-from prunelab.shrink import dead_units
 from prunelab.structure import cost
 from prunelab.structure.forward import arguments, call, looking, rows, samples, shapes
+from prunelab.structure.shrink import batchnorms, dead_units, norms
+from prunelab.structure.watch import StructureError
 
 # Energy in picojoules, 45 nm: a float32 multiplication and addition, and 32 bits from memory. A proxy: nothing is
 # measured, and caches are left out.
@@ -236,17 +235,17 @@ def _dead(model: nn.Module, example: Any) -> dict[str, str]:
     try:
         with looking(model):
             return dead_units(model, rows(example, slice(0, 1)))
-    except GraphError:
+    except StructureError:
         return {}
 
 
 def _unfolded(dense: nn.Module, model: nn.Module, example: Any) -> dict[str, str]:
     """The BatchNorms that could not be folded, of a model of which others were: the dense one has some more."""
-    left = folding.batchnorms(model)
+    left = batchnorms(model)
     try:
         with looking(model):
-            return folding.left(model, rows(example, slice(0, 1))) if left and folding.batchnorms(dense) - left else {}
-    except GraphError:
+            return norms(model, rows(example, slice(0, 1)))[1] if left and batchnorms(dense) - left else {}
+    except StructureError:
         return {}
 
 

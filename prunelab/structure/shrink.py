@@ -7,11 +7,13 @@ modules (``num_heads``, ``groups``, ...) follow. Then both networks are run, and
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,10 +23,24 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunelab.errors import PrunelabWarning, first_line
 from prunelab.masks import Masks
-from prunelab.structure.fold import Constants, Read, fold, live
+from prunelab.structure.fold import Constants, Read, anything, fold, live
 from prunelab.structure.groups import Analysis, analysis
-from prunelab.structure.watch import Seen, StructureError, duplicate, named_tensors, refuse, run, unwrapped
+from prunelab.structure.watch import (
+    OUTPUT,
+    Op,
+    Ref,
+    Seen,
+    StructureError,
+    bound,
+    duplicate,
+    follow_calls,
+    named_tensors,
+    refuse,
+    run,
+    unwrapped,
+)
 
+GUESSES = ("all", "sure", "first", "last")
 TOLERANCE = 1e-5  # of the outputs before and after, relative to their largest; our own default
 # The sizes that modules of torch, and their subclasses, keep: attribute -> (parameter or buffer, axis) that it counts.
 _COUNTS = {
@@ -32,9 +48,13 @@ _COUNTS = {
     "num_features": (("weight", 0), ("running_mean", 0)), "num_channels": (("weight", 0),),
     "num_parameters": (("weight", 0),), "hidden_size": (("weight_hh_l0", 1),), "input_size": (("weight_ih_l0", 1),),
     "embed_dim": (("out_proj.weight", 0),), "kdim": (("k_proj_weight", 1), ("in_proj_weight", 1)),
-    "vdim": (("v_proj_weight", 1), ("in_proj_weight", 1)), "in1_features": (("weight", 1),), "in2_features": (("weight", 2),),
+    "vdim": (("v_proj_weight", 1), ("in_proj_weight", 1)), "in1_features": (("weight", 1),),
+    "in2_features": (("weight", 2),),
     "proj_size": (("weight_hr_l0", 0),),
 }  # fmt: skip
+# Widths while training are multiples of this: on several threads BatchNorm of 13 channels takes up to three times as
+# long as of 16, on one thread it makes no difference (our own measurement).
+TRAINED_WIDTH = 4
 _NEVER = {
     "kernel_size",
     "stride",
@@ -67,6 +87,7 @@ class Shrunk:
         stayed: layer -> how many of its channels are dead and are still there, and why.
         folded: BatchNorm -> the layer into which it was folded; empty where that was not asked for.
         unfolded: BatchNorm -> why it is still there though folding was asked for.
+        note: one line on what was pruned and could not be removed; None: all of it was.
     """
 
     model: nn.Module
@@ -75,6 +96,7 @@ class Shrunk:
     stayed: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     unfolded: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """Bring a mask, a moment or anything else of the old shape of a parameter to its new shape."""
@@ -99,7 +121,7 @@ def cut(tensor: Tensor, index: tuple[Tensor, ...]) -> Tensor:
 
 
 def filled(seen: Seen, stays: Tensor, multiple: int = 1) -> Tensor:
-    """The groups that stay: those that live, and dead ones where what is left has to be rectangular, or one at least."""
+    """The groups that stay: those that live, and dead ones where what is left has to be a box, or one at least."""
     stays = stays.clone()
     count = -1
     while count != (count := int(stays.sum())):
@@ -169,26 +191,43 @@ def positions(seen: Seen, stays: Tensor, shapes: Mapping[str, Sequence[int]]) ->
 
 
 def follow(
-    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: bool
-) -> None:
-    """Give whole numbers in modules the sizes that they have now."""
-    after = named_tensors(small)
+    small: nn.Module, before: Mapping[str, Sequence[int]], seen: Seen | None, stays: Tensor | None, guess: str | None,
+    but: Collection[str] = (),
+) -> set[str]:  # fmt: skip
+    """Give whole numbers in modules the sizes that they have now.
+
+    Args:
+        small: the copy.
+        before: parameter or buffer -> its shape before.
+        seen: what the run showed; None: only attributes of torch's own modules follow.
+        stays: bool [groups].
+        guess: of attributes that may count either of two axes that had one size and do not any more, ``"all"`` follow,
+            none (``"sure"``), or the ``"first"`` or ``"last"`` one; None: only attributes of torch's own modules do.
+        but: modules of which no attribute follows by its size.
+
+    Returns:
+        The modules of which some did.
+    """
+    after, guessed = named_tensors(small), set()
     for prefix, module in small.named_modules():
-        own = {name: (f"{prefix}.{name}" if prefix else name) for name in (*module._parameters, *module._buffers)}
-        if all(tuple(after[full].shape) == tuple(before[full]) for full in own.values() if full in after) and not guess:
-            continue
         known = _counted(module, prefix, before, after)
-        if guess:
+        if guess is not None and prefix not in but:
             sizes = _sizes(seen, stays, prefix)
-            for attribute, value in list(vars(module).items()):
-                if attribute in known or attribute in _NEVER or attribute.startswith("_"):
-                    continue
-                new = _renumbered(module, attribute, value, sizes)
-                if new is not None:
-                    known[attribute] = new
+            new = {name: size for name, size in _guessed(module, sizes).items() if name not in known}
+            unsure = _unsure(module, new, sizes)
+            stay = {"all": [], "sure": unsure, "first": unsure[1:], "last": unsure[:-1]}[guess]
+            new = {name: size for name, size in new.items() if name not in stay}
+            guessed |= {prefix} if any(getattr(module, name) != size for name, size in new.items()) else set()
+            known |= new
+        if seen is not None:
+            for _, attribute, place, numbers in (pad for pad in seen.pads if pad[0] == prefix):
+                amounts = list(known.get(attribute, getattr(module, attribute)))
+                amounts[place] = int(stays[seen.root[numbers]].sum())
+                known[attribute] = type(getattr(module, attribute))(amounts)
         for attribute, value in known.items():
             if getattr(module, attribute) != value:
                 setattr(module, attribute, value)
+    return guessed
 
 
 def _counted(
@@ -247,6 +286,34 @@ def _sizes(seen: Seen, stays: Tensor, module: str) -> dict[int, set[int]]:
     return found
 
 
+def _guessed(module: nn.Module, sizes: Mapping[int, set[int]]) -> dict[str, Any]:
+    """Attributes that equal a size which is another now, with that."""
+    found = {}
+    for attribute, value in vars(module).items():
+        if attribute not in _NEVER and not attribute.startswith("_"):
+            new = _renumbered(module, attribute, value, sizes)
+            if new is not None:
+                found[attribute] = new
+    return found
+
+
+def _doubts(model: nn.Module, seen: Seen, stays: Tensor) -> int:
+    """How many whole numbers of a module, at most, equal a size that is another now on some axes and not on others."""
+    most = 0
+    for prefix, module in model.named_modules():
+        sizes = _sizes(seen, stays, prefix)
+        most = max(most, len(_unsure(module, _guessed(module, sizes), sizes)))
+    return most
+
+
+def _unsure(module: nn.Module, new: Mapping[str, Any], sizes: Mapping[int, set[int]]) -> list[str]:
+    return [
+        name
+        for name, size in new.items()
+        if type(size) is int and getattr(module, name) in sizes[getattr(module, name)]
+    ]
+
+
 def _renumbered(module: nn.Module, attribute: str, value: Any, sizes: Mapping[int, set[int]]) -> Any:
     """The new value of an attribute that equals a size which is another now; None: it stays."""
     if isinstance(value, bool):
@@ -263,14 +330,14 @@ def _renumbered(module: nn.Module, attribute: str, value: Any, sizes: Mapping[in
 
 
 def _made(
-    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: bool
-) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]]]:
-    """A copy of a model with smaller parameters and buffers."""
+    model: nn.Module, seen: Seen, values: Mapping[str, Tensor], changed: set[str], stays: Tensor, guess: str | None,
+    but: Collection[str] = (),
+) -> tuple[nn.Module, dict[str, tuple[Tensor, ...]], set[str]]:  # fmt: skip
+    """A copy of a model with smaller parameters and buffers, and the modules in which sizes were guessed."""
     own = named_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     index = positions(seen, stays, shapes)
     instead: dict[int, Any] = {}
-    groups: dict[int, int] = {}
     for name, tensor in own.items():
         if name not in index and (name not in changed or id(tensor) in instead):  # or it has several names
             continue
@@ -282,15 +349,15 @@ def _made(
         if name in seen.columns:
             part._groups = int(stays[seen.root[seen.columns[name][1]]].any(1).sum())
     small = duplicate(model, instead)
-    follow(small, shapes, seen, stays, guess)
+    guessed = follow(small, shapes, seen, stays, guess, but)
     for part in instead.values():
         vars(part).pop("_groups", None)
-    return small, index
+    return small, index, guessed
 
 
-def made_with(model: nn.Module, seen: Seen, stays: Tensor) -> nn.Module:
-    """A copy of a model with the groups that stay, whatever it then gives."""
-    return _made(model, seen, named_tensors(model), set(), stays, True)[0]
+def made_with(model: nn.Module, seen: Seen, stays: Tensor, guess: str) -> nn.Module:
+    """A copy of a model with the groups that stay, whatever it then gives; ``guess``: see ``follow``."""
+    return _made(model, seen, named_tensors(model), set(), stays, guess)[0]
 
 
 # -- public ------------------------------------------------------------------------------------------------------------
@@ -342,6 +409,8 @@ def shrink(
     if not isinstance(memory_format, torch.memory_format | None):
         raise ShrinkError(f"memory_format = {memory_format!r}: should be None, or torch.channels_last, say")
     result = remove_dead(model, masks, example, exact=exact, round_to=round_to, fold_batchnorm=fold_batchnorm)
+    if result.note is not None:
+        warnings.warn(result.note, NotRemoved, stacklevel=2)
     rule = None if optimizer is None else carry(optimizer, model, result)
     small = result.model
     if memory_format is not None:
@@ -361,7 +430,7 @@ def remove_dead(
 ) -> Shrunk:
     """A smaller model with the outputs, in evaluation mode, of the masked one, and what is left of each layer.
 
-    Arguments, errors and warnings are those of ``shrink``.
+    Arguments and errors are those of ``shrink``; what it warns of is in ``note``.
     """
     if not isinstance(round_to, int) or round_to < 1:
         raise ShrinkError(f"round_to = {round_to!r}: should be a whole number, 1 or more")
@@ -378,11 +447,77 @@ def remove_dead(
     _refuse_empty(seen, constants, alive)
     job = _Job(inner, found, values, reads, alive, fixed, round_to, exact, example)
     small, index, stays = job.best()
-    result = Shrunk(small, index, _units(seen, stays), job.reasons(stays))
-    job.warn(stays, masks, prefix)
+    result = Shrunk(small, index, _units(seen, stays), job.reasons(stays), note=job.note(stays, masks, prefix))
     if fold_batchnorm:
         result = fold_norms(result, example)
     return result
+
+
+@torch.no_grad()
+def dead_units(model: nn.Module, example: Any) -> dict[str, str]:
+    """Layer -> how many of its channels are constant or unread and are there all the same, and why.
+
+    Args:
+        model: any module that runs; zeros of its weights count.
+        example: a batch of inputs, on the model's device.
+    """
+    inner, _ = unwrapped(model)
+    found = analysis(inner, example)
+    values, fixed = named_tensors(inner), found.fixed(True)
+    reads = Constants(found.seen, values).reads
+    job = _Job(inner, found, values, reads, live(found.seen, reads, fixed), fixed, 1, True, example)
+    return job.reasons(torch.ones(len(found.space), dtype=torch.bool), ends=False)
+
+
+@torch.no_grad()
+def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Any) -> Shrunk:
+    """The model without the channels that its masks keep at 0, whatever the other weights become: to train on.
+
+    Unlike what ``remove_dead`` leaves it is the same network in training, too: nothing is folded, and a channel that is
+    silent by its values alone stays. Of a layer that masks empty one stays, and some fill up ``TRAINED_WIDTH``.
+
+    Args:
+        model: any module that runs, its pruned weights at 0; untouched.
+        masks: parameter name -> 0/1 tensor.
+        example: a batch of inputs, on the model's device.
+
+    Returns:
+        The smaller model; ``model`` itself where nothing can go.
+
+    Raises:
+        StructureError: the model does not run on the example.
+    """
+    found = analysis(model, example)
+    seen, own = found.seen, named_tensors(model)
+    values = anything({name: tensor.shape for name, tensor in own.items()})
+    for name, mask in masks.items():
+        kept = math.nan if isinstance(own[name], nn.Parameter) else 1.0
+        values[name] = torch.where(mask.cpu().bool(), kept, 0.0)
+    stays = found.fixed(True)
+    for read in Constants(seen, values).reads:
+        stays[seen.root[read.columns[read.level != 0]]] = True  # NaN, which may be anything, is not 0
+    stays = filled(seen, stays, TRAINED_WIDTH)
+    units = _units(seen, stays)
+    small, index = (model, {}) if bool(stays.all()) else _made(model, seen, own, set(), stays, "all")
+    if not index or difference(run(model, example), run(small, example)) > TOLERANCE:
+        return Shrunk(model, {}, units)
+    return Shrunk(small, index, units)
+
+
+def joined_layers(model: nn.Module, example: Any) -> list[list[str]]:
+    """Layers that make the very same channels, as an addition makes them, in forward order: groups of two and more."""
+    seen = analysis(model, example).seen
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, axes in seen.slots.items():
+        for numbers in axes.values():
+            if bool((seen.roles[numbers] == 2).any()):
+                groups.setdefault(tuple(seen.root[numbers].tolist()), []).append(name.rpartition(".")[0] or name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def batchnorms(model: nn.Module) -> set[str]:
+    """The names of all BatchNorms of a model."""
+    return {name for name, module in model.named_modules() if hasattr(module, "num_batches_tracked")}
 
 
 def fitting(masks: Mapping[str, Tensor] | None, model: nn.Module) -> Masks:
@@ -479,13 +614,13 @@ class _Job:
             return (duplicate(whole, {}) if changed else whole), {}, stays
         self.examples = [self.example, _other(self.example)]
         self.expected = [run(whole, self.examples[0])]
-        again = run(whole, self.examples[0])
-        if difference(self.expected[0], again) > TOLERANCE:
-            raise ShrinkError("the model gives random outputs in evaluation mode, so nothing can be compared with it")
         if any(bool(t.isnan().any()) for t in self.expected[0] if t.is_floating_point()):
             raise ShrinkError(
                 "the model gives nan for the example, so nothing can be compared with it: give another one"
             )
+        again = run(whole, self.examples[0], seed=1)
+        if difference(self.expected[0], again) > TOLERANCE:
+            raise ShrinkError("the model gives random outputs in evaluation mode, so nothing can be compared with it")
         try:
             self.expected.append(run(whole, self.examples[1]))
         except StructureError:
@@ -504,15 +639,23 @@ class _Job:
         changed = self.changed | fold(self.found.seen, self.reads, ~stays, values)
         first: tuple[str, str | None] | None = None
         scaled = self.rescaled(values, changed, stays)
-        for tried, guess in ((values, True), (scaled, True), (values, False)):
+        doubts = _doubts(self.model, self.found.seen, stays)
+        guesses = GUESSES[: 1 + (doubts > 0) + 2 * (doubts > 1)]
+        for guess, tried in itertools.product((*guesses, None), (values, scaled)):
             if tried is None:
                 continue
             names = changed | {name for name, value in tried.items() if value is not values[name]}
-            small, index = _made(self.model, self.found.seen, tried, names, stays, guess)
-            problem = self.compare(small)
-            if problem is None:
-                return small, index, None, None
-            first = first or problem
+            but: set[str] = set()
+            while True:
+                small, index, guessed = _made(self.model, self.found.seen, tried, names, stays, guess, but)
+                problem = self.compare(small)
+                if problem is None:
+                    return small, index, None, None
+                first = first or problem
+                wrong = _around(problem[1]) & guessed  # a number that only looked like a size, perhaps
+                if not wrong:
+                    break
+                but.add(max(wrong, key=len))
         return None, {}, *first
 
     def rescaled(self, values: dict[str, Tensor], changed: set[str], stays: Tensor) -> dict[str, Tensor] | None:
@@ -539,10 +682,7 @@ class _Job:
     def compare(self, small: nn.Module) -> tuple[str, str | None] | None:
         """What is wrong with a smaller model, and the module that raised it; None: nothing."""
         stack: list[str] = []
-        handles = []
-        for name, module in small.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+        handles = follow_calls(small, stack)
         try:
             given = [run(small, example) for example in self.examples]
         except StructureError as error:
@@ -563,10 +703,9 @@ class _Job:
                 double = tree_map_only(
                     Tensor, lambda t: t.cpu().double() if t.is_floating_point() else t.cpu(), example
                 )
-                try:
-                    error = difference(*(run(duplicate(net, {}).cpu().double(), double) for net in (self.whole, small)))
-                except StructureError:
-                    pass
+                with contextlib.suppress(StructureError):
+                    both = [run(duplicate(net, {}).cpu().double(), double) for net in (self.whole, small)]
+                    error = difference(*both)
             if not error <= tolerance:
                 return f"without them the outputs differ by {error:.0e} of the largest", None
         return None
@@ -582,13 +721,30 @@ class _Job:
             while not near and where:
                 where = where.rpartition(".")[0]
                 near = self.near(where) & set(removed)
-            self.back |= dict.fromkeys(near or removed, problem)
+            self.back |= dict.fromkeys(self.culprit(where, removed) or near or removed, problem)
             return
         good = self.halved(removed, [])
         self.back |= dict.fromkeys(set(removed) - set(good), problem)
 
+    def culprit(self, module: str, removed: Sequence[int]) -> set[int]:
+        """The one space, of few, without which a model gets further than this module; none: it takes more than one."""
+        order = {op.module: place for place, op in enumerate(self.found.seen.tape)}
+        touched = sorted(self.touched(module)[0] & set(removed))
+        for space in touched if 1 < len(touched) <= 4 else ():
+            _, _, problem, where = self.attempt(self.stays([space]))
+            if problem is None or (where is not None and order.get(where, 0) > order.get(module, 0)):
+                return {space}
+        return set()
+
     def near(self, module: str) -> set[int]:
         """The spaces whose channels are made, read or counted in a module; those that only it makes, where there are."""
+        touched, outside = self.touched(module)
+        alone = touched - outside - set(self.back)
+        pruned = ~self.stays()[torch.isin(self.found.space, torch.tensor(sorted(alone)))]
+        return alone if alone and bool(pruned.any()) else touched
+
+    def touched(self, module: str) -> tuple[set[int], set[int]]:
+        """The spaces whose channels are made, read or counted in a module; those that are made outside of it."""
         seen, space = self.found.seen, self.found.space
         inside = f"{module}." if module else ""
         touched: set[int] = set()
@@ -602,12 +758,7 @@ class _Job:
                     outside |= set(space[seen.root[numbers]].tolist())
         for numbers in (n for size in seen.sizes.get(module, {}).values() for n in size):
             touched |= set(space[seen.root[numbers]].flatten().tolist())
-        alone = touched - outside - set(self.back) - {-1}
-        return (
-            alone
-            if alone and bool((~self.stays()[torch.isin(space, torch.tensor(sorted(alone)))]).any())
-            else touched - {-1}
-        )
+        return touched - {-1}, outside
 
     def halved(self, spaces: list[int], kept: list[int]) -> list[int]:
         """As many of some spaces as can be made smaller together with those that can already."""
@@ -620,7 +771,7 @@ class _Job:
         first = self.halved(spaces[:half], kept)
         return first + self.halved(spaces[half:], kept + first)
 
-    def reasons(self, stays: Tensor) -> dict[str, str]:
+    def reasons(self, stays: Tensor, ends: bool = True) -> dict[str, str]:
         """For each layer the channels that are dead, or pruned whole, and stay: how many, and why most of them do."""
         found: dict[str, str] = {}
         for layer, groups, rows in self.dead():
@@ -628,7 +779,7 @@ class _Job:
             for group in groups[rows & stays[groups]].tolist():
                 reason = self.why(group)
                 count[reason] = count.get(reason, 0) + 1
-            lines = [f"{n} of {len(groups)} units: {reason}" for reason, n in count.items()]
+            lines = [f"{n} of {len(groups)} units: {why}" for why, n in count.items() if ends or why != OUTPUT]
             if lines:
                 found[layer] = "; ".join(lines)
         return found
@@ -659,10 +810,10 @@ class _Job:
             level = read.level[own]
             if len(level) and bool((~level.isnan() & (level != 0)).any()) and not bool(level.isnan().any()):
                 stuck = "has no place to fold it into" if read.places is None else "pads its input with zeros"
-                return f"constant but not 0, and {read.module!r} {stuck}"
+                return f"constant but not 0, and module {read.module!r} {stuck}"
         return "what they are joined with is alive"
 
-    def warn(self, stays: Tensor, masks: Masks, prefix: str) -> None:
+    def note(self, stays: Tensor, masks: Masks, prefix: str) -> str | None:
         """One line on what the masks prune whole and what is there all the same."""
         asked, left, count = 0, 0, dict[str, int]()
         for layer, groups, rows in self.dead():
@@ -671,10 +822,16 @@ class _Job:
             for group in groups[rows & stays[groups]].tolist():
                 left += 1
                 count[self.why(group)] = count.get(self.why(group), 0) + 1
-        if left:
-            most = max(count, key=count.__getitem__)
-            line = f"{left} of {asked} channels that are pruned could not be removed; {count[most]} of them: {most}"
-            warnings.warn(line, NotRemoved, stacklevel=4)
+        if not left:
+            return None
+        most = max(count, key=count.__getitem__)
+        return f"{left} of {asked} channels that are pruned could not be removed; {count[most]} of them: {most}"
+
+
+def _around(module: str | None) -> set[str]:
+    """A module and those that it is in."""
+    parts = [] if module is None else module.split(".")
+    return {".".join(parts[:n]) for n in range(len(parts) + 1)} if module is not None else set()
 
 
 def _like(value: Tensor, old: Tensor) -> Tensor:
@@ -706,7 +863,7 @@ def _other(example: Any) -> Any:
 
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The largest of all outputs, relative to the largest value of that output; whole numbers and infinities exactly."""
+    """The largest of all outputs, relative to the largest value of that output; infinities exactly."""
     if [t.shape for t in expected] != [t.shape for t in found]:
         return math.inf
     largest = 0.0
@@ -772,8 +929,8 @@ def carry(optimizer: torch.optim.Optimizer, before: nn.Module, result: Shrunk) -
 def fold_norms(result: Shrunk, example: Any) -> Shrunk:
     """The same without the BatchNorms that can be folded into the layer right before them, in evaluation mode.
 
-    BatchNorm is then y = (x - mean) * scale + beta with scale = gamma / sqrt(var + eps); both go into the weight and the
-    bias of what makes x (Jacob et al., 2018, section 3.2). Where it was stands an ``nn.Identity``, or what else its
+    BatchNorm is then y = (x - mean) * scale + beta with scale = gamma / sqrt(var + eps); both go into the weight and
+    the bias of what makes x (Jacob et al., 2018, section 3.2). Where it was stands an ``nn.Identity``, or what else its
     class does (an activation), and activations right behind work in place.
     """
     plan, left, behind = norms(result.model, example)
@@ -808,7 +965,7 @@ class _Norm(NamedTuple):
 
 
 def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, str], set[str]]:
-    """BatchNorm -> the layer that can take it; BatchNorm -> why none can; and activations that alone read the former."""
+    """BatchNorm -> the layer that can take it; BatchNorm -> why none can; activations that alone read the former."""
     seen = analysis(model, example).seen
     made_by = {number: op for op in seen.tape for number in op.outs}
     readers: dict[int, list[Op]] = {}
@@ -816,7 +973,7 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
     for op in seen.tape:
         for ref in (ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)):
             readers.setdefault(int(ref), []).append(op)
-            if ref in seen.names and op.kind != "move":
+            if ref in seen.names:
                 uses[seen.names[ref]] = uses.get(seen.names[ref], 0) + 1
     own, plan, left, behind = named_tensors(model), dict[str, _Norm](), dict[str, str](), set[str]()
     shared = {name for name, t in own.items() if sum(other is t for other in own.values()) > 1}
@@ -824,9 +981,12 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
         if op.kind != "batch_norm":
             continue
         names = tuple(seen.names.get(ref) if isinstance(ref, Ref) else None for ref in op.args[1:5])
-        name = next((n.rpartition(".")[0] for n in names if n), op.module)
+        name = _owner(seen, op)
         before, weight = made_by.get(op.args[0]), None
-        while before is not None and before.kind == "pointwise" and before.name in ("clone", "dropout"):
+        while before is not None and len(readers[before.outs[0]]) == 1:
+            taken = before.kind == "batch_norm" and _owner(seen, before) in plan
+            if not taken and not (before.kind == "pointwise" and before.name in ("clone", "dropout")):
+                break
             before = made_by.get(before.args[0])
         if before is not None and before.kind == "convolution":
             weight = seen.names.get(before.extra[1])
@@ -834,15 +994,15 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
             moved = made_by.get(before.extra[1])
             weight = seen.names.get(moved.args[0]) if moved is not None and moved.name in ("t", "transpose") else None
         if names[2] is None or names[3] is None:
-            left[name] = "it has no running statistics"
+            left.setdefault(name, "it has no running statistics")
         elif weight is None:
-            left[name] = "what it reads is not given by a convolution or a Linear"
+            left.setdefault(name, "what it reads is not given by a convolution or a Linear")
         elif len(readers[op.args[0]]) > 1 or op.args[0] in seen.outputs:
-            left[name] = f"what {weight.rpartition('.')[0]!r} gives is also read elsewhere"
+            left.setdefault(name, f"what {weight.rpartition('.')[0]!r} gives is also read elsewhere")
         elif uses[weight] > 1 or weight in shared or any(uses.get(n or "", 1) > 1 for n in names):
-            left[name] = f"{weight.rpartition('.')[0]!r} is used more than once, or it is itself"
+            left.setdefault(name, f"{weight.rpartition('.')[0]!r} is used more than once, or it is itself")
         elif not weight.endswith("weight"):
-            left[name] = f"{weight!r} is not the weight of a layer"
+            left.setdefault(name, f"{weight!r} is not the weight of a layer")
         else:
             eps = bound(op.func, op.args, op.kwargs)["eps"]
             turned = before.kind == "convolution" and bool(bound(before.func, before.args, before.kwargs)["transposed"])
@@ -851,6 +1011,12 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
             if len(after) == 1 and hasattr(model.get_submodule(after[0].module), "inplace"):
                 behind.add(after[0].module)
     return plan, left, behind
+
+
+def _owner(seen: Seen, op: Op) -> str:
+    """The module whose parameters or statistics a normalisation has."""
+    names = (seen.names.get(ref) for ref in op.args[1:5] if isinstance(ref, Ref))
+    return next((name.rpartition(".")[0] for name in names if name), op.module)
 
 
 def _without(model: nn.Module, plan: Mapping[str, _Norm], behind: set[str]) -> nn.Module:

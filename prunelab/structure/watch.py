@@ -33,13 +33,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode  # no public name for it yet
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from prunelab.errors import PrunelabError, first_line
+from prunelab.gates import Gate
 
 FIXED = 0  # the number of everything that cannot go
+OUTPUT = "it is an output of the model"
 STATISTICS = "statistics over channels"
 _MOVES = {
-    "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "_unsafe_view", "as_strided", "reshape", "roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle",
     "native_channel_shuffle", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "rot90", "unsafe_split",
     "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
@@ -47,7 +51,8 @@ _POINTWISE = {
     "copy", "fill", "zero", "_to_copy", "hardswish", "elu", "celu", "_prelu_kernel", "prelu", "tril", "triu", "dropout",
     "native_dropout", "bernoulli", "uniform", "normal", "lift_fresh_copy", "log_sigmoid_forward", "rrelu_with_noise",
     "_conj_physical", "nan_to_num", "contiguous", "hardtanh", "leaky_relu", "threshold", "softshrink", "hardshrink",
-    "masked_fill", "rand_like", "randn_like", "zeros_like", "ones_like", "empty_like", "full_like", "clone", "isnan", "isinf", "isfinite",
+    "masked_fill", "rand_like", "randn_like", "zeros_like", "ones_like", "empty_like", "full_like",
+    "clone", "isnan", "isinf", "isfinite",
 }  # fmt: skip
 _FACTORIES = {
     "zeros", "ones", "empty", "full", "rand", "randn", "arange", "linspace", "new_zeros", "new_ones", "new_empty",
@@ -57,6 +62,7 @@ _SPATIAL = (
     "max_pool", "avg_pool", "adaptive_", "_adaptive", "upsample", "_upsample", "reflection_pad", "replication_pad",
     "grid_sampler", "fractional_max_pool",
 )  # fmt: skip
+_REGIONS = {"roi_align", "roi_pool"}  # of torchvision
 _SUMS = {"sum", "linalg_vector_norm", "norm"}
 _MEANS = {"mean", "var", "std", "var_mean", "std_mean"}
 _REDUCTIONS = _SUMS | _MEANS | {
@@ -122,6 +128,8 @@ class Seen:
         names: tensor number -> parameter or buffer.
         constants: tensor number -> a tensor that depends on nothing.
         sizes: module -> size -> numbers [size, ...] of the axes that had it there.
+        pads: (module, attribute, place, numbers) of channels that only a padding adds, as many as the attribute says.
+        weights: tensor numbers of what is made of parameters and constants alone.
         outputs: tensor numbers of what the model gave.
         products: blocks [rows, columns] of which whole rows and whole columns can go, since they are turned around.
         scaled: groups [rows, columns] over which two activations are multiplied and summed: queries and keys.
@@ -141,6 +149,8 @@ class Seen:
     names: dict[int, str]
     constants: dict[int, Tensor]
     sizes: dict[str, dict[int, list[Tensor]]]
+    pads: list[tuple[str, str, int, Tensor]]
+    weights: set[int]
     outputs: list[int]
     scaled: list[Tensor]
 
@@ -202,6 +212,8 @@ class _Watch(TorchDispatchMode):
         self.constants: dict[int, Tensor] = {}
         self.slots: dict[str, dict[int, Tensor]] = {}
         self.columns: dict[str, tuple[int, Tensor]] = {}
+        self.pads: list[tuple[str, str, int, Tensor]] = []
+        self.modules: dict[str, nn.Module] = {}
         self.read: list[Tensor] = []
         self.made: list[Tensor] = []
         self.added: list[Tensor] = []
@@ -402,7 +414,7 @@ class _Watch(TorchDispatchMode):
         refs, options = tree_map_only(Tensor, self.ref, (args, kwargs))
         rule = getattr(self, f"_{kind}")
         extra, stale = None, ()
-        if kind == "index":
+        if kind in ("index", "index_put"):
             masks = [t for t in tree_leaves(args[1]) if isinstance(t, Tensor) and t.dtype == torch.bool]
             self.selected = {self.ref(t): int(t.sum()) for t in masks}
         try:
@@ -433,13 +445,13 @@ class _Watch(TorchDispatchMode):
         for layer in self.layers[number]:
             for d in varying(layer):
                 numbers = along(layer, d)
-                own.setdefault(len(numbers), {}).setdefault((int(numbers[0, 0]), int(numbers[-1, -1])), numbers)
+                own.setdefault(len(numbers), {}).setdefault(tuple(numbers[[0, 1, -1], [0, 0, -1]].tolist()), numbers)
 
     def operand(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
         return self.shapes[value], self.layers[value]
 
     def spread(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
-        """An operand of something pointwise; axes that ``expand`` made of one element are as large as the others' are."""
+        """An operand of something pointwise; axes that ``expand`` made of one element are of the others' size."""
         shape, layers = self.operand(value)
         return [1 if d in self.expanded.get(value, ()) else n for d, n in enumerate(shape)], layers
 
@@ -537,25 +549,24 @@ class _Watch(TorchDispatchMode):
         return [met], None
 
     def _pad(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
-        """Zeros around; as further channels they have numbers of their own, if the module can be told how many."""
-        shape, found, amounts = outs[0].shape, [], args[1]
+        """Something around; as further channels it has numbers of its own, if a module keeps the amounts in a tuple."""
+        shape, found, amounts = outs[0].shape, [], list(args[1])
+        attributes = vars(self.modules[self.stack[-1]]).items()
+        kept = next((name for name, v in attributes if isinstance(v, tuple | list) and list(v) == amounts), None)
         for layer in self.layers[args[0]]:
-            small = compact(layer)
-            for i in range(0, len(amounts), 2):
-                d = len(shape) - 1 - i // 2
-                if d not in varying(layer) or not any(amounts[i : i + 2]):
+            small, axes = compact(layer), varying(layer)
+            for place in range(len(amounts)):
+                d, n = len(shape) - 1 - place // 2, amounts[place]
+                if d not in axes or not n:
                     continue
-                pieces = [small]
-                for n, side in zip(amounts[i : i + 2], (0, 1), strict=True):
-                    if n < 0:
-                        raise NotImplementedError("negative padding")
-                    if n:
-                        size = [n if at == d else 1 for at in range(len(shape))]
-                        zeros = self.fresh(n)
-                        self.sizes.setdefault(self.stack[-1], {}).setdefault(n, {})[int(zeros[0]), n] = zeros[:, None]
-                        extent = [n if at == d else small.shape[at] for at in range(len(shape))]
-                        pieces.insert(0 if side == 0 else len(pieces), zeros.view(size).expand(extent))
-                small = torch.cat(pieces, d)
+                if n < 0:
+                    raise NotImplementedError("negative padding")
+                zeros = torch.full((n,), FIXED) if kept is None else self.fresh(n)
+                if kept is not None:
+                    self.pads.append((self.stack[-1], kept, place, zeros))
+                extent = [n if at == d else small.shape[at] for at in range(len(shape))]
+                zeros = zeros.view([n if at == d else 1 for at in range(len(shape))]).expand(extent)
+                small = torch.cat([zeros, small] if place % 2 == 0 else [small, zeros], d)
             found.append(small.expand(shape))
         return [found], None
 
@@ -594,7 +605,8 @@ class _Watch(TorchDispatchMode):
                 elif varying(layer) - dims:  # rows of channels: those that are read together go together
                     layer = self.uniform(layer, dims)
                 else:
-                    self.pin(layer, self.why("reads all channels at once"))
+                    if args[0] not in self.weights or name not in ("all", "any"):  # a branch on what is learnt
+                        self.pin(layer, self.why("reads all channels at once"))
                     layer = None
             if layer is not None:
                 small = layer if name in _SCANS else _narrowed(layer, dims)
@@ -647,7 +659,7 @@ class _Watch(TorchDispatchMode):
     def _convolution(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
         given = bound(func, args, kwargs)
         x, w, bias, turned, groups = (given[k] for k in ("input", "weight", "bias", "transposed", "groups"))
-        shape, (sizes, own) = outs[0].shape, self.operand(w)
+        shape, own = outs[0].shape, self.layers[w]
         channels = self.channels(x)
         by_axis: dict[int, Tensor] = {}
         for layer in own:
@@ -780,6 +792,25 @@ class _Watch(TorchDispatchMode):
                 self.pin(layer, self.why("picks by place"))
         return [found], None
 
+    def _index_put(self, func: Any, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -> Any:
+        """Rows of the first axes become those of another tensor: the axes behind them are those of both."""
+        (shape, layers), (size, given) = self.operand(args[0]), self.operand(args[2])
+        places, dims = self._places(args[1])
+        count, rows = len(dims), max((place.dim() for place in places if place is not None), default=0)
+        if dims != set(range(count)) or len(size) not in (0, rows + len(shape) - count):
+            return self._unknown(func, name, args, kwargs, outs)
+        for layer in layers:
+            if varying(layer) & dims:
+                self.pin(layer, self.why("picks by place"))
+        for layer in given:
+            if varying(layer) & set(range(rows)):
+                self.pin(layer, self.why("picks by place"))
+        own = [_narrowed(layer, dims) for layer in layers if not varying(layer) & dims]
+        other = [layer for layer in given if not varying(layer) & set(range(rows))]
+        other = [layer[(0,) * rows][(None,) * count] if size else layer for layer in other]
+        ones = (1,) * count
+        return [self.meet([((*ones, *shape[count:]), own), ((*ones, *size[rows:]), other)], shape)], None
+
     def _places(self, indices: Sequence[Ref | None]) -> tuple[list[Tensor | None], set[int]]:
         """Indices of the same shapes that all pick the first, and the axes that they are for."""
         places: list[Tensor | None] = []
@@ -911,7 +942,7 @@ def _kind(func: Any) -> tuple[str, str]:
     if plain is not None and base != name and func._overloadname in plain.overloads():
         tags += getattr(plain, func._overloadname).tags
     if space != "aten":
-        kind = "unknown"
+        kind = "spatial" if base in _REGIONS else "unknown"
     elif base in _FACTORIES:
         kind = "factory"
     elif base in _REDUCTIONS and not (base in ("max", "min") and func._overloadname == "other"):
@@ -938,6 +969,8 @@ def _kind(func: Any) -> tuple[str, str]:
         kind = base
     elif base in ("index", "index_select", "gather"):
         kind = "index"
+    elif base == "index_put":
+        kind = "index_put"
     elif base == "constant_pad_nd":
         kind = "pad"
     elif base.startswith(_SPATIAL):
@@ -1041,23 +1074,46 @@ def _decomposed() -> Iterator[None]:
         torch.backends.cudnn.enabled = cudnn
 
 
-def run(model: nn.Module, example: Any) -> list[Tensor]:
+def run(model: nn.Module, example: Any, seed: int | None = None) -> list[Tensor]:
     """The tensors that a model gives in evaluation mode; nothing of it, nor of the example, is changed.
+
+    Args:
+        model: any module.
+        example: a tensor, a tuple of positional arguments or a dict of named ones.
+        seed: of the random numbers that the model draws; None: as they come.
 
     Raises:
         StructureError: the model raised something for the example.
     """
     args, kwargs = arguments(example)
     with undisturbed(), evaluating(model):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
         try:
-            return tensors(model(*args, **kwargs))
+            out = model(*args, **kwargs)
         except Exception as error:
             raise StructureError(f"{_called(model, example)}: {first_line(error)}") from error
+    return given(out)
+
+
+def given(output: Any) -> list[Tensor]:
+    """The tensors of what a model gave; there is one at least.
+
+    Raises:
+        StructureError: none is found.
+    """
+    if not (found := tensors(output)):
+        raise StructureError(
+            f"the model gives a {type(output).__name__}, in which no tensor is found that a smaller model could be "
+            "compared by: let its forward give tensors, or a tuple or dict of them"
+        )
+    return found
 
 
 def _called(model: nn.Module, example: Any) -> str:
-    shapes = [tuple(t.shape) for t in tree_leaves(example) if isinstance(t, Tensor)]
-    return f"{type(model).__name__} does not take the example of {'shape' if len(shapes) == 1 else 'shapes'} {', '.join(map(str, shapes))}"
+    shapes = [str(tuple(t.shape)) for t in tree_leaves(example) if isinstance(t, Tensor)]
+    what = "shape" if len(shapes) == 1 else "shapes"
+    return f"{type(model).__name__} does not take the example of {what} {', '.join(shapes)}"
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -1113,15 +1169,17 @@ def watch(model: nn.Module, example: Any) -> Seen:
 
 def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
     double = duplicate(model, {id(p): p for p in model.parameters()}).eval()
+    for module in double.modules():
+        if isinstance(module, Gate):
+            module.open.zero_()  # one that is open everywhere does nothing, so that nothing would be seen of it
     own = named_tensors(double)
     by_id: dict[int, str] = {}
     for name, tensor in own.items():
         by_id.setdefault(id(tensor), name)
     pointers = {(t.data_ptr(), t.shape, t.stride()): name for name, t in reversed(own.items()) if t.numel() > 1}
     seen = _Watch(by_id, pointers)
-    for name, module in double.named_modules():
-        module.register_forward_pre_hook(_enters(seen, name), prepend=True)
-        module.register_forward_hook(_leaves(seen), always_call=True)
+    seen.modules = dict(double.named_modules())
+    follow_calls(double, seen.stack)
     args, kwargs = arguments(example)
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
@@ -1133,22 +1191,27 @@ def _watched(model: nn.Module, example: Any, mkldnn: bool) -> _Watch:
             raise
         except Exception as error:
             raise StructureError(f"{_called(model, example)}: {first_line(error)}") from error
-    seen.outputs = [seen.ref(t) for t in tensors(out)]
+    seen.outputs = [seen.ref(t) for t in given(out)]
     for ref in seen.outputs:
         for layer in seen.layers[ref]:
-            seen.pin(layer, "it is an output of the model")
+            seen.pin(layer, OUTPUT)
     return seen
 
 
-def _enters(seen: _Watch, name: str) -> Callable[..., None]:
-    return lambda *_: seen.stack.append(name)
+def follow_calls(model: nn.Module, stack: list[str]) -> list[RemovableHandle]:
+    """Keep on a stack which module of a model is at work; what raises leaves it there."""
 
+    def enters(name: str) -> Callable[..., None]:
+        return lambda *_: stack.append(name)
 
-def _leaves(seen: _Watch) -> Callable[..., None]:
-    def leave(*_: Any) -> None:
-        seen.stack.pop()
+    def leaves(*_: Any) -> None:
+        stack.pop()
 
-    return leave
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enters(name), prepend=True))
+        handles.append(module.register_forward_hook(leaves))
+    return handles
 
 
 def _understood(seen: _Watch) -> Seen:
@@ -1167,7 +1230,9 @@ def _understood(seen: _Watch) -> Seen:
         for group in root[numbers].unique().tolist():
             (soft if lightly else pinned).setdefault(group, why)
     blocks = []
-    for block in seen.blocks.values():
+    for (key, _, _), block in seen.blocks.items():
+        if not block.fixed and block.rows is None and (key, None, True) in seen.blocks:
+            continue
         cells = root[block.cells]
         whole = bool((cells == cells[:, :1]).all())
         if block.rows is None and (cells.shape[1] == 1 or whole) and not block.fixed:
@@ -1179,6 +1244,22 @@ def _understood(seen: _Watch) -> Seen:
             roles[torch.cat(lists)] = role
     sizes = {module: {size: list(by.values()) for size, by in own.items()} for module, own in seen.sizes.items()}
     return Seen(
-        root, seen.slots, seen.columns, roles, pinned, soft, blocks, [root[cells] for cells in seen.products], seen.tape, seen.layers, seen.shapes, seen.names, seen.constants, sizes, seen.outputs,
-        [root[cells] for cells in seen.scaled],
-    )  # fmt: skip
+        root=root,
+        slots=seen.slots,
+        columns=seen.columns,
+        roles=roles,
+        pinned=pinned,
+        soft=soft,
+        blocks=blocks,
+        products=[root[cells] for cells in seen.products],
+        tape=seen.tape,
+        layers=seen.layers,
+        shapes=seen.shapes,
+        names=seen.names,
+        constants=seen.constants,
+        sizes=sizes,
+        pads=seen.pads,
+        weights=seen.weights,
+        outputs=seen.outputs,
+        scaled=[root[cells] for cells in seen.scaled],
+    )

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from prunelab import models, stats
-from prunelab.chains import ShrinkError
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, nearest
 from prunelab.pruners import METHODS, build
@@ -25,8 +24,8 @@ from prunelab.pruners.while_training import training_cost
 from prunelab.runs import Store
 from prunelab.runs.columns import need
 from prunelab.settings import Data, Model, Prune, Run, Train
-from prunelab.shrink import shrink
 from prunelab.structure.report import latencies
+from prunelab.structure.shrink import ShrinkError, shrink
 from prunelab.training.experiment import Results
 from prunelab.training.load import masks_at
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from prunelab import models, pruners
+from prunelab.budget import USED, OutOfTime, over, until
 from prunelab.data import Dataset, load
 from prunelab.errors import PrunelabError
 from prunelab.runs import Store
@@ -31,6 +32,7 @@ from prunelab.runs.provenance import cores
 from prunelab.runs.records import Damaged
 from prunelab.runs.scratch import ends_with, scratch
 from prunelab.settings import Run
+from prunelab.training import engines
 from prunelab.training.memory import keep_freed_memory
 from prunelab.training.observe import Watch, most_epochs
 from prunelab.training.run import Running
@@ -110,7 +112,9 @@ def run_all(
     store: Store | Path | str | None = None,
     device: str = "auto",
     jobs: int | None = None,
+    engine: str | None = None,
     progress: bool = True,
+    budget: float | str | None = None,
 ) -> Results:
     """Load what the store has, train the rest.
 
@@ -122,16 +126,25 @@ def run_all(
             trained once.
         store: where results lie, or the path of it; None: the store of the repository, or of ``PRUNELAB_RUNS``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        jobs: processes that train side by side; None: as many as there are cores (one on a GPU).
+        jobs: processes that train side by side; None: as many as there are cores (one on a GPU); on a cluster its
+            workers decide.
+        engine: ``"local"``, ``"dask"`` or ``"ray"`` for a cluster on this machine, ``"dask://HOST:PORT"`` or
+            ``"ray://HOST:PORT"`` for one that exists; None: ``PRUNELAB_ENGINE``, or ``"local"``. See
+            ``prunelab.training.engines``.
         progress: whether to show a bar.
+        budget: how long to train, in seconds or like ``"10m"``; after the epoch in which it is used everything is
+            saved, and the same call goes on from there. None: to the end, or as ``prunelab reproduce --budget`` says.
 
     Returns:
         The results; runs that failed are among them, with the reason.
 
     Raises:
+        OutOfTime: the budget is used and runs are left; says how many.
         PrunelabError: a run that cannot be run, before any of them is trained.
     """
+    end = until(budget)
     runs, strategies = asked_for(runs, jobs)
+    kind, _ = engines.parse(engine)
     store = Store.of(store)
     where = _device(device)
     missing = unfinished(runs, store)
@@ -152,8 +165,13 @@ def run_all(
         jobs = 1 if where.type == "cuda" or importlib.util.find_spec("joblib") is None else cores()
     leaders = [run for run in missing if not run.prune.masks_of]
     followers = [run for run in missing if run.prune.masks_of]
-    for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
-        _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress)
+    with contextlib.nullcontext() if kind == "local" or not missing else engines.opened(engine, str(where)) as cluster:
+        for part in filter(None, (leaders, followers)):  # whoever takes another's masks waits until they are there
+            if over(end):
+                break
+            _train_all(part, store, str(where), max(1, min(jobs, len(part))), progress, end, cluster)
+    if over(end) and (left := [run for run in missing if store.status(run) not in ("complete", "failed")]):
+        raise OutOfTime(f"{USED}: {len(left)} of {len(runs)} runs are left; the same call goes on with them")
     return Results.of(runs, store, missing, strategies)
 
 
@@ -261,19 +279,33 @@ def _check_also_after(run: Run, pruner: Any) -> None:
         raise PrunelabError(f"also_after = {also}: should be below {budget}, the number of epochs")
 
 
-def _train_all(runs: Sequence[Run], store: Store, where: str, jobs: int, progress: bool) -> None:
+def _train_all(
+    runs: Sequence[Run],
+    store: Store,
+    where: str,
+    jobs: int,
+    progress: bool,
+    end: float | None = None,
+    cluster: engines.Engine | None = None,
+) -> None:
     """Spread the runs over processes: those that can share stacks stay together, every process gets about as many."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         groups.setdefault((run.data, run.model), []).append(run)
+    jobs = jobs if cluster is None else max(1, cluster.workers)
     parts = [part for group in groups.values() for part in _deal(group, jobs)]
+    if cluster is not None:
+        log.warning("%d runs in %d parts on %d workers: %s", len(runs), len(parts), jobs, cluster.describe())
     with shown(sum(map(most_epochs, runs)), progress) as ticks:
+        if cluster is not None:
+            engines.train_on(cluster, parts, store, where, ticks, end)
+            return
         if jobs == 1:
             for part in parts:
-                train_population(part, store, where, ticks)
+                train_population(part, store, where, ticks, end=end)
             return
         threads = max(1, min(cores() // jobs, torch.get_num_threads()))  # a limit that was set holds: OMP_NUM_THREADS
-        side_by_side(train_population, parts, jobs, threads, store, where, ticks)
+        side_by_side(train_population, parts, jobs, threads, store, where, ticks, None, end)
 
 
 def side_by_side(
@@ -295,7 +327,9 @@ def side_by_side(
 
     own = registered()
     with scratch() as folder:
-        tasks = (delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts)
+        tasks = (
+            delayed(_in_worker)(work, [run.asdict() for run in part], threads, folder, own, rest) for part in parts
+        )
         try:
             Parallel(n_jobs=jobs)(tasks)
         except BrokenExecutor:
@@ -348,6 +382,7 @@ def train_population(
     where: str = "cpu",
     ticks: Path | None = None,
     watch: Watch | None = None,
+    end: float | None = None,
 ) -> None:
     """Train runs on one data set in lockstep, from wherever each of them stopped, until all are in the store.
 
@@ -358,8 +393,9 @@ def train_population(
         ticks: the file in which epochs are counted, see ``prunelab.runs.progress``.
         watch: asked after every epoch of every run what is to happen next, and shown, before the first one and after
             the last, how things stand. What it raises ends the training of all; they go on from what was last saved.
+        end: when to stop, in seconds since 1970: after the epoch that is trained then, all are saved and let go.
     """
-    if not runs:
+    if not runs or over(end):
         return
     data = load(runs[0].data, device=where)
     population = Population(data)
@@ -391,6 +427,10 @@ def train_population(
             left = _one_epoch(active, population, watch)
             tick(ticks, sum(one.reached for one in active) - before)
             active = left
+            if over(end):
+                for one in active:
+                    one.pause()
+                return
 
 
 def _one_epoch(active: list[Running], population: Population, watch: Watch | None = None) -> list[Running]:

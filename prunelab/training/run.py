@@ -178,6 +178,11 @@ class Running:
             elif wish == "prune" and self.seen().may_prune:
                 self._prune_early(population)
 
+    def pause(self) -> None:
+        """Save, and train no more for now."""
+        self._save()
+        self._leave()
+
     def _prune_early(self, population: Population) -> None:
         """Prune after the epoch that was just written down: from now on it is the run whose settings say so.
 
@@ -409,6 +414,7 @@ class Running:
                 "effective_macs": price.effective_macs,
                 **self._learning_macs(),
                 "note": note,
+                "precision": str(self.member.precision(torch.device(self.where))).removeprefix("torch."),
                 **provenance.row(*_machine(self.where)),
             }
         )

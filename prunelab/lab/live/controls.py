@@ -66,7 +66,7 @@ class Controls:
         press: Mapping[str, Callable[[Any], None]],
     ) -> None:
         self._offered, self._trainable, self._quiet, self._move = offered, trainable, False, move
-        rates, beside = _rates(first.rate), {"description_width": "7.5em"}
+        rates, beside = _rates(first.rate), {"description_width": "9em"}
         room = widgets.Layout(width="44em", max_width="100%")
         self.rate = widgets.SelectionSlider(
             options=rates,

@@ -7,6 +7,7 @@ The one module above both sides: it computes with torch (``live.pruning``, ``liv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import html
 import threading
@@ -38,6 +39,7 @@ from prunelab.structure import export
 
 STANDARD = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # those that a sweep visits
 HURRY, REST = 0.2, 0.02  # seconds: what a move may measure for, and how long the rest of it waits for another move
+SETTLED = 0.5  # seconds without a move, after which the network is shrunk and timed
 PAUSE = 1.0  # seconds; moves of one control that follow each other faster are undone together
 
 
@@ -75,7 +77,7 @@ class PruningExplorer(Page):
         part: Of a data set: ``"validation"``, or ``"test"``, whose numbers nothing should be chosen by.
         metric: Function of all outputs and targets -> a number, more is better, in place of the usual measure: accuracy
             for labels, mean IoU for maps of labels, RMSE for floats.
-        loss: Likewise, less is better.
+        loss: Likewise, less is better; scores that follow a gradient follow its.
         better: Of what an ``evaluate`` function gives, ``"higher"`` or ``"lower"`` is better.
         state: ``explorer.state`` of another explorer, from which all controls are set.
 
@@ -118,7 +120,7 @@ class PruningExplorer(Page):
         measure = chosen(metric, loss)
         if callable(evaluate) and measure is not None:
             raise PrunelabError("evaluate= is a function, and metric= or loss= is given too: give one of them")
-        self._subject = Subject(model, data, evaluate, batches, part, measure, better == "higher")
+        self._subject = Subject(model, data, evaluate, batches, part, measure, better == "higher", loss)
         _refuse("method", method, self._subject.offered)
         granularity = granularity or self._subject.offered[method][0]
         _refuse("granularity", granularity, self._subject.offered[method])
@@ -202,19 +204,24 @@ class PruningExplorer(Page):
         if same and own:
             made = Masks({})
             for rate, how in calls:
-                made &= pruners.prune(subject.module, at.method, rate, batches=subject.batches, **how)
+                made &= pruners.prune(
+                    subject.module, at.method, rate, batches=subject.batches, loss=subject.loss, **how
+                )
             same = made == self._masks
         if not same:
             file = self._file("masks").name
             return f"from prunelab import Masks\n\nmasks = Masks.load({file!r})  # after explorer.save_masks()"
         lines, reads = ["from prunelab import prune", ""], subject.reads_data(at)
+        lines = ["import torch", *lines] if reads and subject.loss is nn.functional.mse_loss else lines
         if reads and self._drawn:
             part = f"images.train.x[:{TRAINING}], images.train.y[:{TRAINING}]  # images: the data set"
             lines += [f"x, y = {part}", "batches = [(images.scale(x), images.target(y))]"]
         elif reads:
             lines.append("batches = ...  # those that the explorer was given")
         for number, (rate, how) in enumerate(calls):
-            words = ", ".join([*(f"{key}={value!r}" for key, value in how.items()), *["batches=batches"] * reads])
+            own_loss = "torch.nn.functional.mse_loss" if subject.loss is nn.functional.mse_loss else "loss"
+            reading = ["batches=batches", *[f"loss={own_loss}"] * (subject.loss is not None)] * reads
+            words = ", ".join([*(f"{key}={value!r}" for key, value in how.items()), *reading])
             lines.append(f"masks {'&' * bool(number)}= prune(model, {at.method!r}, {rate!r}, {words})")
         return "\n".join([*lines, "masks.apply_(model)"])
 
@@ -243,6 +250,21 @@ class PruningExplorer(Page):
             path = export.save(path or self._file("model"), self._subject.small(self._masks))
             self._say(f"Saved: {path.resolve()}")
             return path
+
+    def shrunk(self) -> dict[str, tuple[float, float]]:
+        """What the network that is shown costs without what is gone, and the whole one, measured now, and shown.
+
+        Returns:
+            parameters, macs (of a sample), bytes and latency (seconds, of 32 samples, the median of seven turns), each
+            with that of the whole network. When whole neurons or filters go and the hand rests, it is shown by itself.
+
+        Raises:
+            PrunelabError: the network cannot be made smaller.
+        """
+        with self._lock:
+            found = self._subject.shrunk(self._masks)
+            self._screen.show_shrunk(self._masks, found)
+            return found
 
     def pin(self) -> None:
         """Hold the curve that is shown beside the next ones, or let go of the one that is held.
@@ -453,6 +475,15 @@ class PruningExplorer(Page):
         self._show_below()
         self._controls.suit(position, subject.competing(position), bool(self._past))
         self._refresh_code()
+        if browser is not None and position.granularity != "weight":
+            browser.call_later(SETTLED, self._show_shrunk, position)
+
+    def _show_shrunk(self, position: Position) -> None:
+        """What shrinking gives, once the hand rests; nothing where the network cannot be made smaller."""
+        with self._lock, self._errors_shown(again=False):
+            if self._shown is position and self._rest is None and self._masks.weights.sparsity > 0:
+                with contextlib.suppress(PrunelabError):  # the button "save small model" says why
+                    self.shrunk()
 
     def _show_below(self) -> None:
         answers = self._answers.get((self._subject.base.number, self._shown))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,16 @@ from prunelab.pruners import Context, Ranking
 from prunelab.pruners.measures import Measure
 from prunelab.pruners.select import units_of
 from prunelab.settings import Prune
-from prunelab.shrink import remove_dead
 from prunelab.structure import cost
 from prunelab.structure.forward import copied, copies, looking, rows, unwrapped
+from prunelab.structure.report import latencies
+from prunelab.structure.shrink import remove_dead
 
 TRAINING = 1000  # samples that scores look at, where no batches are given
 BINS, KEPT = 64, 128  # of a histogram of weights; what is added to the bin of one that is kept
 PIECE = 1 << 16  # weights that are compared at a time
 INFINITE = np.float32(np.inf).view(np.uint32)  # more than the bits of any number
+TIMED = 32  # samples in a batch that is timed
 SCORES = 4  # of so many methods the scores are kept, so that two of them can be held beside each other
 LARGE = 2 * 10**10  # multiply-accumulates of a sample for which a smaller network pays
 WORTHWHILE = 0.8  # ... where no more of them than this are left
@@ -114,6 +117,7 @@ class Subject:
         part: Of a data set.
         measure: In place of the usual one.
         higher: Whether more is better, of what a function gives.
+        loss: For scores that follow its gradient; None: cross entropy for labels, mean squared error for floats.
 
     Attributes:
         base: the network that is pruned now.
@@ -121,6 +125,7 @@ class Subject:
         sample: what is measured on, in words.
         samples: how many there are.
         measure: what is measured: its name, and whether more is better.
+        loss: what scores that follow a gradient follow; None: cross entropy.
         offered: score -> granularities that it has for this model.
         beside: what a function of one's own gave beside the first number, last.
     """
@@ -134,6 +139,7 @@ class Subject:
         part: Part = "validation",
         measure: Measure | None = None,
         higher: bool = True,
+        loss: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PrunelabError(f"model is a {type(model).__name__}: give a torch.nn.Module")
@@ -153,6 +159,7 @@ class Subject:
             self.measure, self.sample, self.samples = self._sample.measure, self._sample.what, len(self._sample)
         else:
             raise PrunelabError("data is None: give samples to measure on, or evaluate=, a function of a model")
+        self.loss = loss or (nn.functional.mse_loss if self.measure.name == "RMSE" else None)
         self._chain = _chain(self._model)
         self.offered = offered(self._model, self.dense, self._batches is not None)
         self._work = None
@@ -232,6 +239,7 @@ class Subject:
             self.base.masks,
             torch.Generator().manual_seed(position.seed),
             lambda: copies(self._batches or ()),
+            loss=self.loss,
         )
         key = position.method, position.granularity, position.seed
         if key not in self.base.scores:
@@ -304,6 +312,24 @@ class Subject:
         if self._sample is None:
             raise PrunelabError("a smaller network is made by running it: give data too, samples of its inputs")
         return remove_dead(self._model, masks, rows(self._sample.x, slice(0, 1))).model
+
+    def shrunk(self, masks: Masks) -> dict[str, tuple[float, float]]:
+        """What the network without what is gone costs, and the whole one: parameters, macs, bytes, latency (seconds).
+
+        Latency is that of ``TIMED`` samples, the median of seven turns.
+
+        Raises:
+            PrunelabError: it cannot be made smaller.
+        """
+        small, some = self.small(masks), rows(self.inputs, slice(0, TIMED))
+        times = latencies({"small": small, "dense": self._model}, some, 7)
+        sides = {"small": small, "dense": self._model}
+        prices = {name: cost.summarise(net, rows(some, slice(0, 1))) for name, net in sides.items()}
+        found = {
+            name: (price.parameters, price.macs, price.bytes, median(times[name])) for name, price in prices.items()
+        }
+        names = ("parameters", "macs", "bytes", "latency")
+        return dict(zip(names, zip(found["small"], found["dense"], strict=True), strict=True))
 
     def value(self, masks: Masks) -> float:
         """The measure on the whole sample."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from prunelab.collapse import dead_layers
 from prunelab.errors import as_output
 from prunelab.lab.live import view as live_view
 from prunelab.lab.live.controls import KINDS, Controls, own_words, widgets
-from prunelab.lab.live.pruning import Position, Subject
+from prunelab.lab.live.pruning import TIMED, Position, Subject
 from prunelab.lab.live.view import Other, Point, Scale, per_cent
 from prunelab.masks import Masks, layer_of
 from prunelab.plots import network_svg
@@ -36,6 +36,8 @@ class Screen:
     def __init__(self, subject: Subject, controls: Controls) -> None:
         self._subject, self._controls = subject, controls
         self._dense, self._dead = subject.value(subject.dense), None
+        self._small: tuple[Masks, list[tuple[str, str]]] | None = None
+        self._last: tuple[Masks, float] = subject.dense, self._dense
         self._right = subject.answered()  # by the dense network
         self._ends = self._dense, self._dense  # the least and the most that was measured
         self.sentence, self.facts, self.curve, self.bars, self.table = (widgets.HTML() for _ in range(5))
@@ -86,13 +88,25 @@ class Screen:
         if pinned is not None:
             words += self._beside(value, *pinned)
         self.sentence.value = live_view.sentence(words)
-        self.facts.value = live_view.page(self._numbers(masks, value))
+        self._last = masks, value
+        self.facts.value = live_view.page(live_view.facts(self._numbers(masks, value)))
         about = f"{self._name} against pruning rate, {len(points)} visited. {words}"
         drawn = live_view.curve(
             points, (at.rate, value), self._dense, about, others, self.scale(), self._controls.axis.value
         )
         self.curve.value = live_view.page(drawn)
         return words
+
+    def show_shrunk(self, masks: Masks, found: Mapping[str, tuple[float, float]]) -> None:
+        """What shrinking gives, beside the other numbers, as long as these masks are shown."""
+        text = {"parameters": short, "macs": short, "bytes": live_view.size, "latency": _milliseconds}
+        names = {"macs": "MACs", "latency": f"latency of {TIMED} samples"}
+        cards = [
+            (text[what](small), f"shrunk: {names.get(what, what)} of {text[what](dense)}")
+            for what, (small, dense) in found.items()
+        ]
+        self._small = masks, cards
+        self.facts.value = live_view.page(live_view.facts(self._numbers(*self._last)))
 
     def show_weights(self, at: Position, masks: Masks, layer: str) -> None:
         """The histogram of a layer, or of all."""
@@ -227,20 +241,24 @@ class Screen:
         verdict = f"{size} {'worse' if better else 'better'}" if gap else "the same"
         return f" Pinned, {label_of(position)}, is at {scale.text(other)} there: {verdict}."
 
-    def _numbers(self, masks: Masks, value: float) -> str:
+    def _numbers(self, masks: Masks, value: float) -> list[tuple[str, str]]:
         subject, width, text = self._subject, self._subject.bytes_each, self.scale().text
         total, work = subject.dense.total, subject.work(masks)
         kept = subject.weights(masks)
         macs = [(short(work[0]), f"effective MACs of {short(work[1])}")] if work else []
-        return live_view.facts(
-            [
-                (text(value), f"{subject.measure.name}, dense {text(self._dense)}"),
-                *((f"{number:.4g}", name) for name, number in subject.beside.items()),
-                (f"{subject.sparsity(masks):.3f}", f"sparsity, {short(kept)} of {short(total)} left"),
-                *macs,
-                (live_view.size(kept * width), f"non-zero weights of {live_view.size(total * width)}"),
-            ]
-        )
+        shrunk = self._small[1] if self._small is not None and self._small[0] is masks else []
+        return [
+            (text(value), f"{subject.measure.name}, dense {text(self._dense)}"),
+            *((f"{number:.4g}", name) for name, number in subject.beside.items()),
+            (f"{subject.sparsity(masks):.3f}", f"sparsity, {short(kept)} of {short(total)} left"),
+            *macs,
+            (live_view.size(kept * width), f"non-zero weights of {live_view.size(total * width)}"),
+            *shrunk,
+        ]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
 
 
 def label_of(position: Position) -> str:

@@ -22,6 +22,7 @@ import torch
 
 from prunelab import pruners
 from prunelab.errors import PrunelabError, as_output
+from prunelab.lab.page import around, widgets
 from prunelab.lab.theatre import view
 from prunelab.lab.theatre.stage import GRACE, INTERRUPTED, stored
 from prunelab.pruners.dyprune import DyPrune
@@ -29,11 +30,6 @@ from prunelab.runs import Store, frames
 from prunelab.settings import Run
 from prunelab.training import experiment
 from prunelab.training.train import device as find_device
-
-try:
-    import ipywidgets as widgets
-except ImportError:
-    raise ImportError("prunelab.lab.theatre needs ipywidgets: install it with pip install 'prunelab[lab]'") from None
 
 State = Literal[
     "ready", "starting", "training", "pausing", "paused", "stopping", "stopped", "complete", "failed", "broken"
@@ -105,7 +101,8 @@ class TrainingTheatre(widgets.VBox):
         self._listener: threading.Thread | None = None
         self._failure: Exception | None = None
         self._rows: list[dict[str, Any]] = []
-        super().__init__(self._controls())
+        super().__init__(around(*self._controls()))
+        self.add_class("prunelab-page")
         self._look_up()
         if at_once:
             self.start()

@@ -133,9 +133,10 @@ def published_rows(store: Store, rounds: pd.DataFrame) -> pd.DataFrame:
     Returns:
         seed; iter, the round, 0 = dense; acc_pruned, after the pruning with the weights as they were trained, before
         recovery (NaN in round 0, and of runs that did not measure it); acc_retrained, of the last epoch; both in [0, 1]
-        and of the test part; cr, counted parameters of the dense network over those that are left;
-        remained_percentage, 100 / cr; architecture, live units of each hidden layer as ``300-100``; FLOPs. Runs of
-        variant ``faithful`` are counted as published, all others rightly.
+        and of the test part; cr, counted parameters of the dense network over those that are left; remained_percentage,
+        100 / cr; architecture, units of each hidden layer as ``300-100``, those that are alive, where the published
+        code counts those that are there, dead ones among them; FLOPs. Runs of variant ``faithful`` are counted as
+        published, all others rightly.
     """
     ahead = ["strategy"] if "strategy" in rounds and rounds["strategy"].nunique() > 1 else []
     behind = [BEST_TEST_EPOCH] if BEST_TEST_EPOCH in rounds and rounds[BEST_TEST_EPOCH].notna().any() else []
@@ -199,7 +200,7 @@ def _resnet(model: nn.Module, masks: Masks, shape: tuple[int, int, int], faithfu
         total += one + two
         if faithful:
             total += sides[f"{name}.conv_2"] ** 2 * int(own.sum())
-        brought = F.pad(alive, (block.before, block.behind)) & masks.get(f"{name}.shortcut.open", torch.tensor(True))
+        brought = F.pad(alive, block.padding[4:]) & masks.get(f"{name}.shortcut.open", torch.tensor(True))
         alive = own | brought  # a channel lives while the shortcut brings something
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     inputs, classes = int(masks[f"{last}.weight"].any(0).sum()), model.get_submodule(last).out_features

@@ -46,8 +46,8 @@ def nnrelief(
     Batches of 120, weight decay 5e-4 in the gradient, the learning rate a tenth after each milestone (which move with
     the number of epochs), Kaiming normal weights. LeNets go back to their first weights after each pruning, the others
     are fine-tuned. Ours are a tenth of the training data held out, batches in new order, and the last epoch counts;
-    ``faithful`` keeps the data's order, and measures the test part after each epoch, since the published code keeps the
-    epoch with the best test accuracy; what goes on to the next round is the last epoch all the same.
+    ``faithful`` holds one sample out, keeps the data's order, and measures the test part after each epoch, since the
+    published code keeps the epoch with the best test accuracy and goes on from it; ours goes on from the last epoch.
 
     Args:
         model: ``lenet_300_100``, ``lenet_5``, ``vgg_like``, ``resnet20`` or ``resnet56``.
@@ -99,6 +99,7 @@ def nnrelief(
     prune = Prune("nnrelief", 0.0, cycles if rounds is None else rounds, recover=recover, options=options)
     settings = Data(
         data or name,
+        validation=1 if variant == "faithful" else 0.1,  # one sample is the least that training takes
         train_size=train_size or None,
         test_size=train_size or None,
         scaling="standard" if images else "unit",

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.data import Dataset
-from prunelab.folding import batchnorms
-from prunelab.shrink import shrink
 from prunelab.structure.export import OnnxModel, quantise, to_onnx
 from prunelab.structure.forward import looking
 from prunelab.structure.report import report
+from prunelab.structure.shrink import batchnorms, shrink
 
 
 def forms(

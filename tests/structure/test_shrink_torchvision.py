@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunelab.pruners import prune
-from prunelab.shrink import remove_dead
+from prunelab.structure import remove_dead
 
 torchvision = pytest.importorskip("torchvision")
 SIZE = 64
@@ -54,7 +54,7 @@ def test_the_neurons_of_convnext_go_and_what_a_layer_norm_mixes_stays():
     model = torchvision.models.convnext_tiny(num_classes=10).eval()
     masks = prune(model, "l1_filter", 0.5, scope="layer")
     found = remove_dead(model, masks, torch.randn(1, 3, SIZE, SIZE))
-    assert "'layer_norm' mixes channels in a way that is not understood" in found.stayed["features.0.0"]
+    assert "native_layer_norm in 'features.0.1' takes statistics over channels" in found.stayed["features.0.0"]
 
 
 @pytest.mark.slow
