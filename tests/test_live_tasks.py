@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image
+from prunelab.shrink import remove_dead
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -18,7 +19,6 @@ from prunelab.errors import PrunelabError
 from prunelab.lab.live import PruningExplorer
 from prunelab.lab.live import explorer as live
 from prunelab.runs.columns import short
-from prunelab.shrink import remove_dead
 from prunelab.structure import cost, export
 
 

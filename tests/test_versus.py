@@ -58,6 +58,8 @@ def test_runs_of_one_seed_are_compared_with_each_other():
     assert found.half == pytest.approx(mean_interval([0.02, 0.02, 0.023]).half)
     words = results(runs()).words("a", "b", 1)
     assert words.endswith("a is 2.10 ± 0.43 points above b over 3 seeds: the 95 % interval is clear of zero.")
+    two = results(runs().query("seed > 0")).words("a", "b", 1)
+    assert "over 2 seeds (too few for an interval to say much)" in two
     assert words.startswith("Test accuracy: a 87.10 % ± 12.80 (n = 3) at 2.00 ×, b 85.00 % ± 12.42")  # noqa: RUF001
     assert "a is 2.10 ± 0.43 points" not in results(runs()).words("a", "b", 2)
     assert "b is 2.10 ± 0.43 points below a" in results(runs()).words("b", "a", 1)

@@ -164,7 +164,7 @@ class Results:
             return f"{head} {one} is {size} {side} {two} in one run, which decides nothing."
         size = f"{up.number(abs(found.mean))} ± {up.number(found.half)} {unit}".rstrip()
         pairs = "" if self.summarised else f" over {found.n} seeds"
-        pairs += ", too few for an interval to say much," * (found.n == FEW)
+        pairs += " (too few for an interval to say much)" * (bool(pairs) and found.n == FEW)
         if found.low > 0 or found.high < 0:
             return f"{head} {one} is {size} {side} {two}{pairs}: the 95 % interval is clear of zero."
         return f"{head} Undecided: the difference of {size}{pairs} can have either sign."

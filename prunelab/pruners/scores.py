@@ -18,7 +18,7 @@ from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, layer_of, unit_axis
 from prunelab.pruners.select import Granularity, by_unit, scored_names
 from prunelab.pruners.signals import signals
-from prunelab.pruners.units import Combine, Fold, competing, fold, there
+from prunelab.pruners.units import COUPLED, Combine, Fold, competing, fold, there
 from prunelab.structure.forward import call, copied, logits, looking, rows
 from prunelab.structure.groups import Role
 
@@ -89,6 +89,8 @@ def scored(now: Context, score: Score, granularity: Granularity, combine: Combin
     how = {"along": score.along, "finish": score.finish, "combine": combine, "roles": score.roles}
     totals = fold(groups, score.values(now, names), live, **how)
     if not totals:
+        if granularity in COUPLED:
+            raise MaskError("no channel that may go is read by a layer that this score knows, a Linear or Conv2d")
         raise MaskError("this score is defined for none of the layers that may be pruned: choose another method")
     return {name: _relative(total, live[name].to(total.device), score.relative) for name, total in totals.items()}
 

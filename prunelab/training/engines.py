@@ -165,7 +165,7 @@ class Dask(Engine):
 
     @override
     def share(self, value: bytes) -> Any:
-        return self._client.scatter(value, hash=True)
+        return self._client.scatter(value, hash=True, broadcast=True)
 
     @override
     def submit(self, function: Callable[..., Answer], *args: Any) -> Any:
@@ -177,12 +177,15 @@ class Dask(Engine):
     def done(self, handles: Sequence[Any]) -> list[Any]:
         if self._client.status != "running":
             raise ConnectionError("the scheduler is away")
-        with contextlib.suppress(TimeoutError, self._distributed.TimeoutError):
+        given_up = self._distributed.client.FuturesCancelledError
+        with contextlib.suppress(TimeoutError, self._distributed.TimeoutError, given_up):
             self._distributed.wait(list(handles), timeout=1, return_when="FIRST_COMPLETED")
-        return [handle for handle in handles if handle.done()]
+        return [handle for handle in handles if handle.status != "pending"]
 
     @override
     def result(self, handle: Any) -> Answer:
+        if handle.status == "cancelled" and self._client.status == "running":
+            raise WorkerLost("and the data that it held with it")
         try:
             return handle.result()
         except self._distributed.KilledWorker as error:
@@ -378,7 +381,7 @@ def train_on(
                 progress.tick(ticks, most_epochs(run))
             else:
                 writers[run.id] = writer
-        _Study(engine, store, writers, where, ticks).train(
+        _Study(engine, store, writers, where, ticks, end).train(
             [[run for run in part if run.id in writers] for part in parts]
         )
 
@@ -395,9 +398,8 @@ class _Study:
         ticks: Path | None,
         end: float | None,
     ) -> None:
-        self.engine, self.store, self.writers, self.where, self.ticks, self.end = (
-            engine, store, writers, where, ticks, end,
-        )  # fmt: skip
+        self.engine, self.store, self.writers = engine, store, writers
+        self.where, self.ticks, self.end = where, ticks, end
         self.out: dict[Any, list[Run]] = {}
         self.shared: dict[str, Any] = {}
         self.reached: dict[str, int] = {}
@@ -452,6 +454,7 @@ class _Study:
             for run in part:
                 self.lost[run.id] = self.lost.get(run.id, 0) + 1
             log.warning("a worker died (%s): its %d runs go to another one", error, len(part))
+            self.shared.clear()  # what it held may be gone
             return [run for run in part if self.lost[run.id] <= LOST]
         left = []
         for run in part:

@@ -136,7 +136,8 @@ class Controls:
             widgets.HBox([self.rate, self.percent], layout=wrap),
             widgets.HBox([self.compression, self.axis], layout=wrap),
             widgets.HBox([self.score, self.granularity, self.scope, self.seed], layout=wrap),
-            widgets.HBox([*self.buttons.values(), self.progress, self.note], layout=wrap),
+            widgets.HBox([*self.buttons.values()], layout=wrap),
+            widgets.HBox([self.progress, self.note], layout={"min_height": "32px"}),  # always, so that nothing jumps
             self.code,
             self.fold,
         ]

@@ -73,8 +73,8 @@ def page(content: str) -> str:
 
 
 def sentence(words: str) -> str:
-    """Words that a screen reader says when they change; room for two lines, so that nothing below jumps."""
-    room = "line-height:1.4;min-height:2.8em;margin:4px 0 0"
+    """Words that a screen reader says when they change; room for three lines, so that nothing below jumps."""
+    room = "line-height:1.4;min-height:4.2em;margin:4px 0 0"
     return f'<p role="status" aria-live="polite" style="{room}">{html.escape(words)}</p>'
 
 
