@@ -18,8 +18,8 @@ from prunelab.errors import PrunelabError
 from prunelab.lab.live import PruningExplorer
 from prunelab.lab.live import explorer as live
 from prunelab.runs.columns import short
-from prunelab.shrink import remove_dead
 from prunelab.structure import cost, export
+from prunelab.structure.shrink import remove_dead
 
 
 @pytest.fixture(scope="module")
