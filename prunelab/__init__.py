@@ -22,6 +22,7 @@ __all__ = [
     "prune",
     "register",
     "run_all",
+    "shrink",
 ]
 
 __getattr__, __dir__ = lazy.names(
@@ -30,6 +31,7 @@ __getattr__, __dir__ = lazy.names(
         "prune": "prunelab.pruners.apply",
         "register": "prunelab.pruners.registry",
         "Pruner": "prunelab.pruners.base",
+        "shrink": "prunelab.structure",
         "Masks": "prunelab.masks",
         "Run": "prunelab.settings",
         "Data": "prunelab.settings",

@@ -211,6 +211,7 @@ def judged(rule):
         (entry(more="presets = {smoke = {}}"), "presets should be smoke, quick, paper, got smoke"),
         (entry(more="presets = {smoke = {a = 1}, quick = {a = 2}, paper = {}}"), "preset paper says nothing of a"),
         (entry(more="presets = {smoke = {a = 1}, quick = {}, paper = {}}"), "preset quick says nothing of a"),
+        (entry(more="presets = {all = {without = 1}, smoke = {}, quick = {}, paper = {}}"), "can be called 'without'"),
         (entry() + "," + entry(), "'p/a' stands there twice"),
         (entry("q/a"), "paper 'q'"),
         (entry("p/A"), "small letters"),
@@ -249,7 +250,7 @@ def test_a_notebook_takes_what_was_given_and_else_the_presets_values():
     assert (use.seeds, use.epochs, use.hidden, use.preset) == (1, 25, [100, 100, 100], "quick")
     assert use.overridden == {"seeds": 1}  # 25 epochs are the preset's own
     more = {"data": "iris", "train_size": 0, "published_seeds": 10}
-    assert use.values == {"hidden": [100] * 3, "epochs": 25, "seeds": 1, **more}
+    assert use.parameters == {"hidden": [100] * 3, "epochs": 25, "seeds": 1, **more}
     assert use.without("hidden", "epochs") == {"seeds": 1, **more}
     assert str(use).endswith("; given: seeds = 1")
     with pytest.raises(PapersError, match="preset 'qick': did you mean 'quick'"):

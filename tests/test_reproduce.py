@@ -404,7 +404,7 @@ def test_with_a_kernel_the_figure_the_executed_copy_and_the_record_are_left(call
     write("toy/line", SAVE.format(id="toy/line", judged=False))
     code, out, err = call("toy/line", "--preset", "smoke", "-p", "epochs=6")
     assert (code, err) == (0, "")
-    assert "[1/1] toy/line: done in 0:0" in out
+    assert "[1/1] toy/line: done in 0:" in out
     assert rows("smoke/toy/line") == ["6"]
     assert files(paths.runs()) == ["notebooks/toy/line.ipynb", "notebooks/toy/line.smoke.json"]
     record = json.loads((paths.runs() / "notebooks" / "toy" / "line.smoke.json").read_text())

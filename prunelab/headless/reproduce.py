@@ -268,7 +268,7 @@ def verify(artefacts: Sequence[Artefact]) -> list[Check]:
             continue
         claims = facts.get("claims") or []
         try:
-            problem = _damaged(artefact) or _misjudged(artefact, claims)
+            problem = _damaged(artefact) or _misjudged(artefact, claims) or _other_points(artefact, claims)
             verdict = tables.summary(claims)
             if claims:
                 tables.stored_verdicts(claims)

@@ -148,6 +148,8 @@ class Artefact:
                 f"artefact {self.id!r}: presets should be smoke, quick, paper, got {', '.join(self.presets) or 'none'}"
             )
         named = {name: self.parameters(name).keys() for name in PRESETS}
+        if taken := sorted({"artefact", "overridden", "parameters", "without"} & set().union(*named.values())):
+            raise ValueError(f"artefact {self.id!r}: no parameter can be called {taken[0]!r}")
         for preset, own in named.items():
             if left := sorted(set().union(*named.values()) - own):
                 raise ValueError(
@@ -347,13 +349,13 @@ class Chosen(SimpleNamespace):
         }
 
     @property
-    def values(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         """All of the parameters, as arguments of a function."""
         return self.without()
 
     def __str__(self) -> str:
         given = f"; given: {spelt(self.overridden)}" if self.overridden else ""
-        return f"preset {self.preset}: {spelt(self.values) or 'no parameters'}{given}"
+        return f"preset {self.preset}: {spelt(self.parameters) or 'no parameters'}{given}"
 
 
 def spelt(values: Mapping[str, Any]) -> str:

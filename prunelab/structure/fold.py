@@ -222,7 +222,9 @@ class Constants:
         own, other = (self.of(ref) for ref in (op.args[0], op.args[2]))
         if own is None or other is None:
             return None
-        one, two = (along(value, 1).double() if value.dim() > 1 else value.double().view(1, -1) for value in (own, other))
+        one, two = (
+            along(value, 1).double() if value.dim() > 1 else value.double().view(1, -1) for value in (own, other)
+        )
         one, two = (torch.where((part == part[:, :1]).all(1), part[:, 0], math.nan) for part in (one, two))
         shape = self.seen.shapes[op.outs[0]]
         same = torch.where(one == two, one, math.nan)
@@ -469,7 +471,9 @@ class Constants:
                 continue
             (d,), at = varying(layer), None if row is None else min(varying(row))
             sums = [e for e in range(rank) if e not in (d, at)]
-            pattern = adds.amax(sums, keepdim=True).expand([n if e in (d, at) else 1 for e, n in enumerate(layer.shape)])
+            pattern = adds.amax(sums, keepdim=True).expand(
+                [n if e in (d, at) else 1 for e, n in enumerate(layer.shape)]
+            )
             pattern = pattern.movedim(d, -1).reshape(-1, layer.shape[d])
             level = torch.where(pattern.any(0), math.nan, 0.0).double()
             rows = None if row is None else along(row, at)[:, 0]

@@ -444,6 +444,8 @@ def remove_dead(
     constants = Constants(seen, values)
     reads = constants.reads
     alive = live(seen, reads, fixed)
+    if not exact:
+        alive &= ~_unmade(seen, values) | fixed
     _refuse_empty(seen, constants, alive)
     job = _Job(inner, found, values, reads, alive, fixed, round_to, exact, example)
     small, index, stays = job.best()
@@ -556,6 +558,19 @@ def masked_values(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Te
     return {name: made.get(id(tensor), tensor) for name, tensor in own.items()}
 
 
+def _unmade(seen: Seen, values: Mapping[str, Tensor]) -> Tensor:
+    """Bool [groups], those that no weight makes any more; what biases give may then still be read."""
+    made, gone = torch.zeros(2, int(seen.root.max()) + 1, dtype=torch.bool)
+    for name, axes in seen.slots.items():
+        for dim, numbers in axes.items():
+            own = seen.roles[numbers] == 2
+            groups = seen.root[numbers]
+            rows = (values[name] != 0).movedim(dim, 0).reshape(len(groups), -1).any(1).cpu()
+            made[groups[own & rows]] = True
+            gone[groups[own & ~rows]] = True
+    return gone & ~made
+
+
 def _refuse_empty(seen: Seen, constants: Constants, alive: Tensor) -> None:
     """Refuse to make a network whose output no longer depends on its input."""
     values = [constants.values.get(number) for number in seen.outputs]
@@ -633,15 +648,17 @@ class _Job:
                 return small, index, stays
             self.put_back(stays, problem, where)
 
-    def attempt(self, stays: Tensor) -> tuple[nn.Module | None, dict[str, tuple[Tensor, ...]], str | None, str | None]:
-        """A smaller model, its index; or what is wrong with it, and the module that raised it."""
+    def attempt(
+        self, stays: Tensor, tries: int | None = None
+    ) -> tuple[nn.Module | None, dict[str, tuple[Tensor, ...]], str | None, str | None]:
+        """A smaller model, its index; or what is wrong with it, and the module that raised it, after so many tries."""
         values = dict(self.values)
         changed = self.changed | fold(self.found.seen, self.reads, ~stays, values)
         first: tuple[str, str | None] | None = None
         scaled = self.rescaled(values, changed, stays)
         doubts = _doubts(self.model, self.found.seen, stays)
         guesses = GUESSES[: 1 + (doubts > 0) + 2 * (doubts > 1)]
-        for guess, tried in itertools.product((*guesses, None), (values, scaled)):
+        for guess, tried in [*itertools.product((*guesses, None), (values, scaled))][:tries]:
             if tried is None:
                 continue
             names = changed | {name for name, value in tried.items() if value is not values[name]}
@@ -731,13 +748,13 @@ class _Job:
         order = {op.module: place for place, op in enumerate(self.found.seen.tape)}
         touched = sorted(self.touched(module)[0] & set(removed))
         for space in touched if 1 < len(touched) <= 4 else ():
-            _, _, problem, where = self.attempt(self.stays([space]))
+            _, _, problem, where = self.attempt(self.stays([space]), tries=1)
             if problem is None or (where is not None and order.get(where, 0) > order.get(module, 0)):
                 return {space}
         return set()
 
     def near(self, module: str) -> set[int]:
-        """The spaces whose channels are made, read or counted in a module; those that only it makes, where there are."""
+        """The spaces whose channels are made, read or counted in a module; those only it makes, if any."""
         touched, outside = self.touched(module)
         alone = touched - outside - set(self.back)
         pruned = ~self.stays()[torch.isin(self.found.space, torch.tensor(sorted(alone)))]
