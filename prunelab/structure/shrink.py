@@ -500,7 +500,7 @@ def remove_silent(model: nn.Module, masks: Mapping[str, Tensor], example: Any) -
         stays[seen.root[read.columns[read.level != 0]]] = True  # NaN, which may be anything, is not 0
     stays = filled(seen, stays, TRAINED_WIDTH)
     units = _units(seen, stays)
-    small, index = (model, {}) if bool(stays.all()) else _made(model, seen, own, set(), stays, "all")
+    small, index, _ = (model, {}, set()) if bool(stays.all()) else _made(model, seen, own, set(), stays, "all")
     if not index or difference(run(model, example), run(small, example)) > TOLERANCE:
         return Shrunk(model, {}, units)
     return Shrunk(small, index, units)
