@@ -20,6 +20,7 @@ from prunelab.lab.live import PruningExplorer
 from prunelab.lab.live import explorer as live
 from prunelab.runs.columns import short
 from prunelab.structure import cost, export
+from prunelab.structure.shrink import remove_dead
 
 
 @pytest.fixture(scope="module")

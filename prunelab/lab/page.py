@@ -17,7 +17,7 @@ NAMES = """
 const root = element.closest('.prunelab-page') || document.body;
 const name = () => {
   for (const handle of root.querySelectorAll('[role=slider]')) {
-    const row = handle.closest('.jupyter-widgets');
+    const row = handle.closest('.widget-slider');
     const label = row.querySelector('.widget-label'), readout = row.querySelector('.widget-readout');
     if (label && handle.getAttribute('aria-label') !== label.textContent)
       handle.setAttribute('aria-label', label.textContent);

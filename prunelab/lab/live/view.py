@@ -187,7 +187,7 @@ def curve(
     for other in others:
         beside += f'<polyline class="{other.kind}" points="{line(other.points)}"/>'
         if other.kind != "past" and other.points:
-            rate, value = sorted(other.points)[len(other.points) // 2]
+            rate, value = min(other.points, key=lambda point: abs(y(point[1]) - (TOP + foot) / 2))  # where it falls
             x, end = _along(rate, axis), ' text-anchor="end"' * (_along(rate, axis) > (x0 + x1) / 2)
             beside += f'<text x="{x}" y="{max(y(value) - 7, TOP + 6)}"{end}>{html.escape(other.label)}</text>'
     dots = "".join(f'<circle class="visited" cx="{_along(r, axis)}" cy="{y(v)}" r="3"/>' for r, v in points)
