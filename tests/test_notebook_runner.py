@@ -1,6 +1,7 @@
 """Each refusal of the notebook runner, on notebooks of two or three cells."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -55,6 +56,13 @@ def failure(tmp_path: Path, *cells: str, **limits: float) -> str:
     assert reason.startswith(str(path))
     assert reason.endswith("see " + str(tmp_path / "out" / "figure.failed.ipynb"))
     return reason
+
+
+def test_papermill_logs_afterwards_as_before(tmp_path):
+    log = logging.getLogger("papermill")
+    before = log.level
+    assert "broken" in failure(tmp_path, "raise ValueError('broken')")
+    assert log.level == before
 
 
 def gone(process: int) -> bool:
