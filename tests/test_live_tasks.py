@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image
-from prunelab.shrink import remove_dead
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 

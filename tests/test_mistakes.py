@@ -127,13 +127,6 @@ def truncated_rounds(here, monkeypatch):
     file.write_bytes(file.read_bytes()[:-20])
 
 
-def truncated_checkpoint(here, monkeypatch):
-    with Store().claim(run()) as writer:
-        save(writer)
-    file = here / "runs" / f"{run().id}.partial" / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:-3])
-
-
 def truncated_archive(here, monkeypatch):
     archive.export(Store(), here / "runs.tar")
     (here / "runs.tar").write_bytes((here / "runs.tar").read_bytes()[:4000])
@@ -187,7 +180,7 @@ MISTAKES = {
             lambda: study(run(options={"scop": "layer"})),
             "'magnitude' has no option 'scop': did you mean 'scope'?",
         ),
-        (as_is, lambda: study(run(model=Model("lenet5"))), "no model is called 'lenet5': did you mean 'lenet_5'?"),
+        (as_is, lambda: study(run(model=Model("lenet5"))), "there is no model 'lenet5': did you mean 'lenet_5'?"),
         (as_is, lambda: prune(network(), "magnitude", 0.5, nrom=2), "has no option 'nrom': did you mean 'norm'?"),
         (as_is, lambda: Store().rounds(methd="x"), "results have no column 'methd': did you mean 'method'?"),
         (
@@ -231,21 +224,20 @@ MISTAKES = {
         (as_is, lambda: data.prepare("own", "empty"), "empty: no train/<class>/ folder in it: lay it out as"),
         (empty_class, lambda: data.prepare("own", "tree"), "class 'rose' has no image in its train part: add one"),
         (empty_root, lambda: data.load("tiny_imagenet"), "empty has no tiny-imagenet-200", "--from PATH"),
-        (empty_run, lambda: Store().rounds(), "settings.json is missing: delete the folder"),
+        (empty_run, lambda: Store().rounds(), "settings.json is missing: 'prunelab runs check --repair'"),
         (no_runs, lambda: archive.export(Store(), "runs.tar"), "file/runs has no complete run to export"),
     ],
     "corrupt file": [
         (truncated_mnist, lambda: data.load("mnist"), "MNIST/raw/train-", "fetch"),
         (as_is, lambda: data.prepare("own", "junk"), "junk: not a readable folder, zip or tar", "fetch it again"),
-        (truncated_rounds, lambda: Store().rounds(), "rounds.parquet is damaged", "delete the folder"),
-        (truncated_checkpoint, lambda: study(run()), "checkpoint.safetensors is damaged", "delete the folder"),
+        (truncated_rounds, lambda: Store().rounds(), "rounds.parquet is damaged", "'prunelab runs check --repair'"),
         (truncated_archive, lambda: archive.import_(Store(), "runs.tar"), "runs.tar is", "export it again"),
         (as_is, lambda: Masks.load("junk"), "junk: not a file of masks", "write it again with Masks.save"),
         (as_is, lambda: notebook_runner.run("junk", "out.ipynb"), "junk: is not a notebook"),
         (
             half_a_figure,
             lambda: gallery.saved("dyprune/rate"),
-            "rate.json: not readable as JSON",
+            "rate.json: damaged, or no JSON",
             "make the artefact again",
         ),
     ],
@@ -312,11 +304,10 @@ def test_a_mistake_is_one_line_before_any_work(here, monkeypatch, arrange, mista
         (no_figures, "reproduce dyprune/rate", "(Not a directory): set PRUNELAB_OUT to a folder"),
         (no_figures, "list", "(Not a directory): set PRUNELAB_FIGURES to a folder"),
         (as_is, "data prepare own --from empty", "empty: no train/<class>/ folder in it"),
-        (empty_run, "runs list", "settings.json is missing: delete the folder"),
+        (empty_run, "runs list", "settings.json is missing: 'prunelab runs check --repair'"),
         (as_is, "runs import junk", "junk is damaged or no plain tar"),
         (truncated_rounds, "runs list", "rounds.parquet is damaged"),
         (truncated_rounds, f"runs show {THERE.id}", "rounds.parquet is damaged"),
-        (half_a_figure, "verify dyprune/rate", "rate.json: not readable as JSON"),
         (as_is, "reproduce dyprune/rate --device cuda", "device 'cuda': this machine has no usable CUDA"),
     ],
 )

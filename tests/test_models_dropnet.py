@@ -8,6 +8,7 @@ from prunelab import models
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import layer_widths
+from prunelab.pruners import Context
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.dropnet import without_units
 from prunelab.pruners.roles import norms_behind
@@ -72,7 +73,8 @@ def test_a_filter_of_vgg19_that_is_gone_gives_0_behind_batch_norm_too():
     }
     there = {"conv_1_2": torch.ones(3, dtype=torch.bool)}
     gone = {"conv_1_2": torch.tensor([True, False, True])}
-    masks = without_units(model, Masks.ones(model, ["conv_1_2"]), there, gone, allow_empty=False)
+    now = Context(model, Masks.ones(model, ["conv_1_2"]))
+    masks = without_units(now, there, gone, "filter", allow_empty=False)
     assert {name: int((~mask).sum()) for name, mask in masks.items()} == {
         "conv_1_2.weight": 27,
         "conv_1_2.bias": 1,

@@ -33,9 +33,9 @@ def test_the_conda_environment_is_pyproject_and_nothing_else():
     assert wanted == [f"python {PROJECT['project']['requires-python']}", "pip", {"pip": ["-e .[all]"]}]
 
 
-def test_all_is_every_extra_but_the_models_of_one_benchmark():
+def test_all_is_every_extra_but_ray_and_the_models_of_one_benchmark():
     extras = PROJECT["project"]["optional-dependencies"]
-    assert extras["all"] == [f"prunelab[{','.join(sorted(set(extras) - {'all', 'zoo'}))}]"]
+    assert extras["all"] == [f"prunelab[{','.join(sorted(set(extras) - {'all', 'ray', 'zoo'}))}]"]
 
 
 def test_the_makefile_takes_the_same_pythons():

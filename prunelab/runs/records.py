@@ -215,8 +215,8 @@ def read(path: Path, decode: Callable[[bytes], T], sha256: str | None = None, st
     try:
         with path.open("rb") as file:
             data = digest.head(file) if start else file.read()
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
     except (OSError, MemoryError) as error:
         what = getattr(error, "strerror", "") or "no memory"
         hint = "change its permissions, or PRUNELAB_RUNS to another store"

@@ -57,7 +57,7 @@ def _contents(model: nn.Module) -> tuple[list[tuple[Any, Any]], list[Tensor]]:
 
     def walk(value: Any) -> None:
         if isinstance(value, Tensor):
-            if not is_lazy(value) and not value.is_meta:
+            if not is_lazy(value) and not value.is_meta and value.layout == torch.strided:  # no calls write into others
                 tensors[id(value)] = value
         elif isinstance(value, dict | list | set) and id(value) not in boxes:
             boxes[id(value)] = value, value.copy()
