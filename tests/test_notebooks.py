@@ -34,8 +34,8 @@ def test_a_notebook_takes_the_values_of_every_preset(artefact, preset):
 def test_a_notebook_leaves_its_values_to_the_preset_and_says_what_was_overridden(artefact):
     own = declared_parameters(paths.notebooks() / artefact.notebook)
     assert own["preset"].default == "quick"
-    assert set(own) - {"jobs", "device"} == artefact.parameters("quick").keys()
-    assert {own[name].default for name in set(own) - {"preset", "device", "figure"}} <= {None}
+    assert set(own) - {"jobs", "device", "engine"} == artefact.parameters("quick").keys()
+    assert {own[name].default for name in set(own) - {"preset", "device", "engine", "figure"}} <= {None}
     if artefact.kind:
         first = papers.artefact(f"{artefact.paper}/{own['figure'].default}")
         assert first.notebook == artefact.notebook

@@ -17,7 +17,7 @@ from prunelab.headless.form import check_parameters, declared_parameters, parse_
 from prunelab.papers import Artefact
 from prunelab.plots import gallery
 
-MACHINE = ("jobs", "device")  # parameters that decide where and how fast, not what comes out
+MACHINE = ("jobs", "device", "engine")  # parameters that decide where and how fast, not what comes out
 
 
 @dataclass(frozen=True)
