@@ -85,7 +85,10 @@ def _zoo() -> str:
     """What ``benchmarks/results/zoo.csv`` says of the models that were measured on both sides."""
     import pandas as pd
 
-    rows = pd.read_csv(paths.root() / "benchmarks" / "results" / "zoo.csv")
+    path = paths.root() / "benchmarks" / "results" / "zoo.csv"
+    if not path.exists():
+        return ""
+    rows = pd.read_csv(path)
     rows = rows[rows["ours"].notna() & rows["torch_pruning"].notna()]
     sides = []
     for works, left, seconds in (
@@ -107,7 +110,7 @@ def _zoo() -> str:
 def _speed() -> str:
     """The first claim of five benchmarks, as they were measured last."""
     rows = []
-    for path in (paths.root() / "benchmarks" / "results" / f"{name}.json" for name in FIVE):
+    for path in filter(Path.exists, (paths.root() / "benchmarks" / "results" / f"{name}.json" for name in FIVE)):
         for claim in json.loads(path.read_text(encoding="utf-8")).get("claims", [])[:1]:
             unit = {"x": " times", "%": " %", "ms": " ms"}[claim["unit"]]
             met = {True: "✓", False: "✗", None: "?"}[claim["met"]]
