@@ -297,7 +297,7 @@ def test_verify_of_what_was_never_made_says_so_and_fails(call):
 def test_readme_writes_its_table_once(call, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     file = tmp_path / "README.md"
-    marks = f"{readme.FAST}\n{readme.FASTER}\n"
+    marks = f"{readme.FAST}\n{readme.FASTER}\n{readme.ZOO}\n{readme.ZOO_END}\n"
     file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\n{marks}after\n")
     assert call("readme") == (0, ["README.md, figures/README.md and the index notebook were brought up to date"], [])
     text = file.read_text()
