@@ -18,10 +18,10 @@ from torch import nn
 
 from prunelab import data, models
 from prunelab.masks import Masks
-from prunelab.narrow import Narrow
 from prunelab.pruners.units import unit_masks
 from prunelab.settings import Data, Model, Train
 from prunelab.training import train
+from prunelab.training.narrow import Narrow
 from prunelab.training.train import Member, Population, generator
 
 BATCH = 32

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from prunelab import data, models
-from prunelab.chains import live_units, spread, then, whole_index
 from prunelab.masks import Masks
 from prunelab.pruners import Context
 from prunelab.pruners.dyprune import DyPrune
 from prunelab.settings import Data, Model, Train
+from prunelab.structure.chains import live_units, spread, then, whole_index
 from prunelab.training.train import Member, Population, generator
 
 TRAIN = Train(epochs=10**6, batch_size=128)

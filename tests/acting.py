@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import torch
 
-from prunelab.chains import whole_index
 from prunelab.masks import Masks
 from prunelab.pruners import Context, put_weights
+from prunelab.structure.chains import whole_index
 
 
 def acted(pruner, now, amount=0.0):

@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunelab.chains import ShrinkError, chain, compact, cut, live_units, remove_units, spread, then, whole_index
 from prunelab.masks import MaskError
 from prunelab.models import mlp
 from prunelab.structure import shrink
+from prunelab.structure.chains import (
+    ShrinkError,
+    chain,
+    compact,
+    cut,
+    live_units,
+    remove_units,
+    spread,
+    then,
+    whole_index,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::prunelab.structure.NotRemoved")
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from prunelab.collapse import dead_layers
 from prunelab.masks import Masks
+from prunelab.structure.collapse import dead_layers
 
 
 def test_a_layer_without_weights_is_dead():

@@ -8,12 +8,12 @@ from acting import acted
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from prunelab.chains import chain, live_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
 from prunelab.pruners.base import Context, Progress
 from prunelab.pruners.dyprune import DyPrune
+from prunelab.structure.chains import chain, live_units
 
 
 def weight_masks(model):

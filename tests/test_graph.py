@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunelab.graph import GraphError, trace
+from prunelab.structure.graph import GraphError, trace
 
 X = torch.randn(3, 4, 8, 8)
 

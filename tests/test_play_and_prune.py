@@ -9,10 +9,8 @@ import torch
 from acting import acted
 from torch import nn
 
-from prunelab.chains import remove_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.narrow import narrow
 from prunelab.papers.related import play_and_prune
 from prunelab.pruners import first_masks
 from prunelab.pruners.base import Context, Progress
@@ -27,7 +25,9 @@ from prunelab.pruners.play_and_prune import (
 from prunelab.pruners.units import unit_masks
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.structure.chains import remove_units
 from prunelab.training.experiment import run_all
+from prunelab.training.narrow import narrow
 from prunelab.training.removals import Removals
 
 NORMS = [4.0, 1.0, 3.0, 2.0]

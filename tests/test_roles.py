@@ -9,11 +9,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from prunelab import graph, models, prune
+from prunelab import models, prune
 from prunelab.masks import Masks
 from prunelab.pruners import roles
 from prunelab.pruners.roles import norms_behind, outputs
 from prunelab.settings import Model
+from prunelab.structure import graph
 
 CONV = {"padding": 1, "bias": False}
 

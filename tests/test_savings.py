@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from prunelab import data, models
-from prunelab.graph import GraphError, trace
 from prunelab.papers.related import savings
 from prunelab.pruners import prune
 from prunelab.settings import Data, Model, Prune, Run, Train
 from prunelab.structure.export import ExportError, OnnxModel, quantise, to_onnx
+from prunelab.structure.graph import GraphError, trace
 from prunelab.training.experiment import run_all
 from prunelab.training.load import trained
 

@@ -16,13 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks, unit_axis
 from prunelab.pruners import partition, prune
-from prunelab.pruners.select import (
-    amount_to_count,
-    keep_highest,
-    keep_highest_units,
-    scored_names,
-    units_of,
-)
+from prunelab.pruners.select import amount_to_count, keep_highest, keep_highest_units, scored_names, units_of
 from prunelab.pruners.units import remove_lowest, unit_masks
 
 

@@ -12,12 +12,12 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from prunelab import models
-from prunelab.chains import compact
 from prunelab.data import load
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.models import mlp
 from prunelab.settings import Data, Model, Train
+from prunelab.structure.chains import compact
 from prunelab.training import train
 from prunelab.training.stack import Stack, stackable
 from prunelab.training.train import Member, Population, device, f1_macro, generator

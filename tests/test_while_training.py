@@ -9,7 +9,6 @@ from acting import acted
 from torch import nn
 
 from prunelab import models
-from prunelab.chains import cut
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.papers.related import while_training
@@ -18,6 +17,7 @@ from prunelab.pruners.base import Context, Progress
 from prunelab.pruners.while_training import WhileTraining, planned_saving, target_pruned, training_cost
 from prunelab.runs import Store
 from prunelab.settings import Data, Model, Prune, Run, Train
+from prunelab.structure.chains import cut
 from prunelab.training.experiment import run_all
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.collapse import dead_layers
 from prunelab.errors import PrunelabError, checked_seed
 from prunelab.masks import MaskError, Masks, layer_of, named_layers
 from prunelab.pruners.base import Context, Loss, Pruner, Ranking, Step
@@ -16,6 +15,7 @@ from prunelab.pruners.registry import METHODS, build
 from prunelab.pruners.select import check_amount, scored_names
 from prunelab.pruners.units import COUPLED
 from prunelab.settings import Prune
+from prunelab.structure.collapse import dead_layers
 from prunelab.structure.forward import looking
 
 

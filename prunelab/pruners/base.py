@@ -23,7 +23,7 @@ Penalty = Callable[[nn.Module], Mapping[str, Tensor]]
 
 
 class Cut(Protocol):
-    """A smaller model, and how it lies inside the one it came from; ``prunelab.chains.Shrunk`` is one.
+    """A smaller model, and how it lies inside the one it came from; ``prunelab.structure.chains.Shrunk`` is one.
 
     Attributes:
         model: the smaller module; the old one is untouched.

@@ -16,13 +16,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from prunelab.collapse import in_order
 from prunelab.errors import PrunelabError
 from prunelab.masks import MaskError, Masks
 from prunelab.pruners.base import Context, Pruner, Step
 from prunelab.pruners.select import Granularity, amount_to_count
 from prunelab.pruners.units import unit_masks
 from prunelab.settings import settings
+from prunelab.structure.collapse import in_order
 
 if TYPE_CHECKING:
     import pandas as pd

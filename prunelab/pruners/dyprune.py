@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, chain, compact, remove_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
 from prunelab.pruners.base import Context, Progress, Pruner, Step
@@ -21,6 +20,7 @@ from prunelab.pruners.schedules import Trigger, dyprune_rate, relative_gradient
 from prunelab.pruners.scores import magnitude, random
 from prunelab.pruners.select import amount_to_count, keep_highest
 from prunelab.settings import settings
+from prunelab.structure.chains import ShrinkError, chain, compact, remove_units
 
 _STALE = "stale"  # stands for the layers that the published code forgets to take off its list
 

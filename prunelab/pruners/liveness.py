@@ -13,12 +13,12 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from prunelab.channels import Survey
-from prunelab.graph import Graph, Node, traced
 from prunelab.masks import Masks, maskable
 from prunelab.pruners.scores import wide
 from prunelab.pruners.signals import inputs
+from prunelab.structure.channels import Survey
 from prunelab.structure.forward import looking
+from prunelab.structure.graph import Graph, Node, traced
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import PrunelabError
-from prunelab.graph import Graph, trace
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.base import Context, Pruner, Reads, Step
 from prunelab.pruners.liveness import mean_sizes, silent_units, unit_rows, unread_units
@@ -22,6 +21,7 @@ from prunelab.pruners.roles import outputs
 from prunelab.pruners.signals import Reduce, carries, inputs, pruning_set, signals
 from prunelab.settings import settings
 from prunelab.structure.forward import masked
+from prunelab.structure.graph import Graph, trace
 
 
 @settings

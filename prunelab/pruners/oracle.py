@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks, unit_axis
 from prunelab.pruners.base import Context, Ranking, Reads
@@ -27,6 +26,7 @@ from prunelab.pruners.roles import norms_behind
 from prunelab.pruners.select import Granularity, scored_names, units_of
 from prunelab.pruners.units import remaining
 from prunelab.settings import settings
+from prunelab.structure.chains import ShrinkError, chain, remove_units
 from prunelab.structure.forward import logits, looking
 
 _ZERO_STAYS_ZERO = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunelab import models, settings
-from prunelab.chains import ShrinkError, chain
 from prunelab.masks import Masks
 from prunelab.pruners.base import Context, Penalty, Progress, Pruner, Step
 from prunelab.pruners.scores import magnitude, reduce_to_units
@@ -28,6 +27,7 @@ from prunelab.pruners.units import unit_masks
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction
 from prunelab.structure import cost
+from prunelab.structure.chains import ShrinkError, chain
 
 if TYPE_CHECKING:
     import pandas as pd

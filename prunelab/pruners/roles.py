@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from prunelab.collapse import in_order
-from prunelab.graph import FUNCTIONS, METHODS, GraphError, traced
 from prunelab.masks import unit_axis
+from prunelab.structure.collapse import in_order
+from prunelab.structure.graph import FUNCTIONS, METHODS, GraphError, traced
 
 _MIX = {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "linear", "scaled_dot_product_attention"}
 _MIX |= {f"conv{how}{axes}d" for how in ("", "_transpose") for axes in (1, 2, 3)}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, chain, remove_units
 from prunelab.masks import Masks, layer_of
 from prunelab.pruners.activations import unit_sums
 from prunelab.pruners.base import Context, Progress, Pruner, Step
@@ -23,6 +22,7 @@ from prunelab.pruners.select import keep_highest_units, scored_names, units_of
 from prunelab.pruners.units import unit_masks
 from prunelab.runs.columns import need
 from prunelab.settings import Fraction, settings
+from prunelab.structure.chains import ShrinkError, chain, remove_units
 from prunelab.structure.cost import layer_macs
 from prunelab.structure.shrink import remove_dead
 from prunelab.structure.watch import StructureError

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from prunelab.chains import spread, then, whole_index
 from prunelab.masks import Masks
 from prunelab.pruners.base import Step
+from prunelab.structure.chains import spread, then, whole_index
 from prunelab.training.removals import Removals
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from prunelab import models
-from prunelab.chains import chain, remove_units, whole_index
 from prunelab.data import Dataset
 from prunelab.errors import first_line
 from prunelab.masks import Masks
 from prunelab.runs import Store
 from prunelab.runs.records import Damaged
 from prunelab.settings import Run
+from prunelab.structure.chains import chain, remove_units, whole_index
 from prunelab.training.removals import Removals
 
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunelab import models, pruners
-from prunelab.chains import ShrinkError, live_units
 from prunelab.data import Dataset
 from prunelab.errors import PrunelabError, first_line
 from prunelab.masks import Masks
@@ -26,6 +25,7 @@ from prunelab.runs import Checkpoint, Store, provenance
 from prunelab.runs.records import Damaged
 from prunelab.settings import Run
 from prunelab.structure import cost
+from prunelab.structure.chains import ShrinkError, live_units
 from prunelab.structure.frozen import learning_macs
 from prunelab.training.history import Ledger
 from prunelab.training.load import masks_at, reshaped

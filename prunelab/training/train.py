@@ -32,9 +32,9 @@ from prunelab.data import Dataset, Split
 from prunelab.data.augment import augment
 from prunelab.errors import PrunelabError
 from prunelab.masks import Masks
-from prunelab.narrow import DROPOUTS, Narrow, narrow
 from prunelab.settings import Train
 from prunelab.structure import frozen as prefix
+from prunelab.training.narrow import DROPOUTS, Narrow, narrow
 from prunelab.training.stack import ALONE, Stack, corner, release, slot, stackable, threads
 
 EVALUATION_BATCH = 2_000  # samples that are measured at once, at most

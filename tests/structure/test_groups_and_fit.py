@@ -7,15 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunelab.structure import (
-    NotRemoved,
-    StructureError,
-    channel_groups,
-    fit,
-    recalibrate,
-    remove_dead,
-    shrink,
-)
+from prunelab.structure import NotRemoved, StructureError, channel_groups, fit, recalibrate, remove_dead, shrink
 
 
 class Residual(nn.Module):

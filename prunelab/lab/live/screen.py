@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunelab.collapse import dead_layers
 from prunelab.errors import as_output
 from prunelab.lab.live import view as live_view
 from prunelab.lab.live.controls import KINDS, Controls, own_words, widgets
@@ -19,6 +18,7 @@ from prunelab.masks import Masks, layer_of
 from prunelab.plots import network_svg
 from prunelab.plots.pictures import canvas
 from prunelab.runs.columns import short
+from prunelab.structure.collapse import dead_layers
 
 CHANGED = 10  # samples that are shown
 MOST = 30  # classes of a table of confusion

@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from prunelab import models, pruners
-from prunelab.chains import ShrinkError, chain
 from prunelab.data import load
 from prunelab.plots import network_svg
 from prunelab.runs import Store, frames, records
 from prunelab.settings import Run
+from prunelab.structure.chains import ShrinkError, chain
 from prunelab.training.experiment import train_population
 from prunelab.training.observe import Seen, most_epochs, pruned_after
 from prunelab.training.train import device

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunelab.chains import ShrinkError, chain, cut, remove_units
 from prunelab.masks import Masks
+from prunelab.structure.chains import ShrinkError, chain, cut, remove_units
 from prunelab.structure.shrink import remove_silent
 from prunelab.structure.watch import StructureError
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelab.graph import Graph, Name, Node
 from prunelab.masks import maskable
+from prunelab.structure.graph import Graph, Name, Node
 
 
 @dataclass

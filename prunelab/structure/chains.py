@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunelab.collapse import reads_units
+from prunelab.structure.collapse import reads_units
 from prunelab.structure.shrink import ShrinkError
 
 _ELEMENTWISE = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Dropout)
