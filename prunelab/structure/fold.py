@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from prunelab.structure.watch import Op, Ref, Seen, along, bound, compact, moves, settled, varying
 
@@ -78,7 +78,7 @@ class Constants:
         self.computed: dict[int, bool] = {}  # tensors made of parameters alone, all of whose values are known
         self.readers: dict[int, list[Op]] = {}
         for op in seen.tape:
-            for ref in {ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)}:
+            for ref in set(op.refs):
                 self.readers.setdefault(int(ref), []).append(op)
         for op in seen.tape:
             rule = getattr(self, f"_{op.kind}", None)
@@ -98,7 +98,7 @@ class Constants:
 
     def _computed(self, op: Op) -> Any:
         """What an operation makes of parameters alone, as that of a weight that is standardised."""
-        refs = [ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)]
+        refs = op.refs
         if op.kind == "move" or not refs or op.name in _RANDOM or op.func._schema.is_mutable:
             return None
         if not all(ref in self.seen.weights and self._known(ref) for ref in refs):
@@ -123,7 +123,7 @@ class Constants:
     # rules: each gives what is known of the results ------------------------------------------------------------------
 
     def _pointwise(self, op: Op) -> Value:
-        refs = [ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)]
+        refs = op.refs
         known = [self.of(ref) for ref in refs]
         if all(value is None for value in known) or op.name in _RANDOM:
             return None

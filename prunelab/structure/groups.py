@@ -215,16 +215,17 @@ def _made(seen: Seen) -> list[tuple[str, int, Tensor]]:
         (name, dim, seen.root[numbers])
         for name, axes in seen.slots.items()
         for dim, numbers in axes.items()
-        if bool((seen.roles[numbers] == 2).any())
+        if 2 in seen.roles[numbers].numpy()
     ] + [
         (name, dim, seen.root[numbers].flatten())
         for name, (dim, numbers) in seen.columns.items()
-        if bool((seen.roles[numbers] == 2).any())
+        if 2 in seen.roles[numbers].numpy()
     ]
 
 
 def _role(roles: Tensor) -> Role:
-    return next((_ROLES[role] for role in (2, 1, 3) if bool((roles == role).any())), "affine")
+    found = set(roles.numpy().tobytes())
+    return next((_ROLES[role] for role in (2, 1, 3) if role in found), "affine")
 
 
 def _spaces(seen: Seen) -> Tensor:
@@ -315,18 +316,23 @@ def _grouped(found: Analysis, model: nn.Module, prefix: str, granularity: Granul
         place[groups] = torch.arange(len(groups))
         of_space[groups] = number
     slices: dict[int, list[Slice]] = {number: [] for number in members}
+    place_of, space_of = (numbers[merged[seen.root]] for numbers in (place, of_space))
     for name, axes in seen.slots.items():
         for dim, numbers in axes.items():
             if name in seen.columns and seen.columns[name][0] == dim:
                 cells = merged[seen.root[seen.columns[name][1]]]
                 same = (cells == cells[:1]).all(0)
                 groups = torch.where(same, cells[0], seen.root[FIXED])
+                own, spaces_of = place[groups], of_space[groups]
             else:
-                groups = merged[seen.root[numbers]]
-            role = _role(seen.roles[numbers])
-            for number in of_space[groups].unique().tolist():
+                own, spaces_of = place_of[numbers], space_of[numbers]
+            role, first = _role(seen.roles[numbers]), int(spaces_of[0])
+            if bool((spaces_of == first).all()):
+                parts_of = {first: own}
+            else:
+                parts_of = {n: torch.where(spaces_of == n, own, -1) for n in spaces_of.unique().tolist()}
+            for number, own in parts_of.items():
                 if number >= 0:
-                    own = torch.where(of_space[groups] == number, place[groups], -1)
                     slices[number].append(Slice(name, dim, own, role))
     spaces = {}
     for number, owner in owners.items():

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from prunelab.errors import PrunelabWarning, first_line
 from prunelab.masks import Masks
@@ -988,7 +988,7 @@ def norms(model: nn.Module, example: Any) -> tuple[dict[str, _Norm], dict[str, s
     readers: dict[int, list[Op]] = {}
     uses: dict[str, int] = {}
     for op in seen.tape:
-        for ref in (ref for ref in tree_leaves((op.args, op.kwargs)) if isinstance(ref, Ref)):
+        for ref in op.refs:
             readers.setdefault(int(ref), []).append(op)
             if ref in seen.names:
                 uses[seen.names[ref]] = uses.get(seen.names[ref], 0) + 1

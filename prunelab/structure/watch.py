@@ -20,6 +20,7 @@ import contextlib
 import copy
 import math
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
@@ -105,6 +106,7 @@ class Op(NamedTuple):
     func: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    refs: tuple[Ref, ...]  # of its arguments, in their order
     outs: tuple[int, ...]
     module: str
     stale: tuple[int, ...] = ()  # tensors whose memory it wrote into
@@ -160,7 +162,8 @@ class Seen:
 
 def varying(layer: Tensor) -> set[int]:
     """The axes along which a layer varies."""
-    return {d for d, (n, s) in enumerate(zip(layer.shape, layer.stride(), strict=True)) if n > 1 and s}
+    shape = layer.shape
+    return {d for d, s in enumerate(layer.stride()) if s and shape[d] > 1}
 
 
 def compact(layer: Tensor) -> Tensor:
@@ -411,7 +414,8 @@ class _Watch(TorchDispatchMode):
         outs = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
         if not outs:
             return
-        refs, options = tree_map_only(Tensor, self.ref, (args, kwargs))
+        found: list[Ref] = []
+        refs, options = self.referred(args, found), self.referred(kwargs, found)
         rule = getattr(self, f"_{kind}")
         extra, stale = None, ()
         if kind in ("index", "index_put"):
@@ -427,7 +431,7 @@ class _Watch(TorchDispatchMode):
             root = self.family.get(refs[0], refs[0])
             stale = tuple(i for i in (root, *self.members.get(root, ())) if i != refs[0])
         numbers = tuple(self.put(tensor, own) for tensor, own in zip(outs, layers, strict=True))
-        if all(ref in self.weights for ref in tree_leaves((refs, options)) if isinstance(ref, Ref)):
+        if all(ref in self.weights for ref in found):
             self.weights.update(numbers)
         if func.is_view:
             root = self.family.get(refs[0], refs[0])
@@ -437,15 +441,30 @@ class _Watch(TorchDispatchMode):
         if kind in ("move", "factory", "pad", "cat"):
             for number in (*numbers, *(ref for ref in refs[:1] if isinstance(ref, Ref))):
                 self.note(number)
-        self.tape.append(Op(name, kind, func, refs, options, numbers, self.stack[-1], stale, extra))
+        self.tape.append(Op(name, kind, func, refs, options, tuple(found), numbers, self.stack[-1], stale, extra))
+
+    def referred(self, value: Any, found: list[Ref]) -> Any:
+        """Arguments with the numbers of tensors in their places, which are also listed."""
+        if isinstance(value, Tensor):
+            found.append(self.ref(value))
+            return found[-1]
+        if isinstance(value, tuple | list):
+            return type(value)([self.referred(part, found) for part in value])
+        if isinstance(value, dict):
+            return {key: self.referred(part, found) for key, part in value.items()}
+        return value
 
     def note(self, number: int) -> None:
         """Remember for the module at work which channels the sizes of a tensor count."""
         own = self.sizes.setdefault(self.stack[-1], {})
         for layer in self.layers[number]:
             for d in varying(layer):
-                numbers = along(layer, d)
-                own.setdefault(len(numbers), {}).setdefault(tuple(numbers[[0, 1, -1], [0, 0, -1]].tolist()), numbers)
+                by = own.setdefault(layer.shape[d], {})
+                ends = compact(layer).movedim(d, 0).numpy()
+                rest = (0,) * (ends.ndim - 1)
+                key = tuple(map(int, (ends[(0, *rest)], ends[(1, *rest)], ends[(-1,) * ends.ndim])))
+                if key not in by:
+                    by[key] = along(layer, d)
 
     def operand(self, value: Any) -> tuple[Sequence[int], list[Tensor]]:
         return self.shapes[value], self.layers[value]
@@ -1006,8 +1025,12 @@ def duplicate(model: nn.Module, instead: Mapping[int, Any]) -> nn.Module:
     """
     memo = dict(instead)
     for module in model.modules():
+        own = [v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")]
+        for value in own:
+            if type(value) is OrderedDict and not value:  # hooks that are not there: deepcopy is slow on each of them
+                memo[id(value)] = OrderedDict()
         for value in tree_leaves(
-            [v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")]
+            [v for v in own if isinstance(v, Tensor) or (isinstance(v, list | tuple | dict) and v)]
         ):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach())
